@@ -109,7 +109,7 @@ class SearchSpec(RecipeSection):
     seed: int = 0
 
 
-NEW_TOKENS = {"tofu": 200, "muse": 128}  # tokens per answer by benchmark; otherwise 256
+NEW_TOKENS = {"tofu": 200, "muse": 128, "rwku": 30}  # tokens per answer by benchmark; otherwise 256
 UNITS = {"tofu": "answers"}  # text judged as member by benchmark; otherwise documents
 
 

@@ -213,4 +213,8 @@ def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
 
 def _record(row: Row) -> dict[str, Any]:
     """Return a row in the form that is evaluated; a whole document has no answer."""
-    return row.to_dict() if row.output else {"id": row.id, "document": row.input}
+    values = row.to_dict()
+    if row.output:
+        return values
+    kept = {name: values[name] for name in ("task", "subject") if values.get(name)}
+    return {"id": row.id, "document": row.input, **kept}

@@ -1,7 +1,7 @@
 """RWKU's utility sets: general ability, reasoning, truthfulness, factuality and fluency.
 
 A question with several choices or accepted answers becomes one row per choice, with the question as
-its subject.
+its subject. If a question occurs twice, both have the same subject, so ids tell them apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from mergeforget.benchmarks._treebank_words import english_words
 from mergeforget.data.schema import Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.files import reading
@@ -72,8 +73,7 @@ A: series finale
 Please briefly answer the following question:
 """
 SAID = re.compile(r"[t|T]he answer is (.*?)\.")
-WORDS = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+?(?=n't\b)|\w+|[^\w\s]", re.IGNORECASE)
-Values = list[tuple[str, float]]  # (question, value)
+Values = list[tuple[str, float]]  # (subject, value) of each question
 
 
 def utility_rows(split: str, record: dict[str, Any], number: int, path: Path) -> list[Row]:
@@ -178,50 +178,59 @@ def _score(metric: str, split: str, values: Values, bounded: bool = True) -> Sco
         split,
         [value for _, value in values],
         "higher",
-        subjects=[question for question, _ in values],
+        subjects=[subject for subject, _ in values],
         bounded=bounded,
-        definition=f"rwku/{metric.removeprefix('rwku_')}@1",
+        definition=f"rwku/{metric.removeprefix('rwku_')}@{2 if metric == 'rwku_entropy' else 1}",
     )
 
 
 def _choices(measured: Measured, split: str) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Return (question, [(task, log-probability of the choice)]) of a set."""
+    """Return (subject, [(task, log-probability of the choice)]) of each question of a set."""
     rows = sorted(
-        ((x.row.subject, x.row.task, -x.nll * x.tokens) for x in measured.likelihoods
-         if x.row.split == split), key=lambda one: one[0],
-    )  # fmt: skip
+        (x for x in measured.likelihoods if x.row.split == split), key=lambda x: question_of(x.row)
+    )
     return [
-        (question, [(task, logp) for _, task, logp in some])
-        for question, some in groupby(rows, key=lambda one: one[0])
+        (subject, [(x.row.task, -x.nll * x.tokens) for x in some])
+        for (subject, _), some in groupby(rows, key=lambda x: question_of(x.row))
     ]
+
+
+def question_of(row: Row) -> tuple[str, str]:
+    """Return the subject of a row's question, and its id: the row's without the choice.
+
+    Example:
+        >>> question_of(Row("general-12-3", "1+1?", "D", subject="general-4"))
+        ('general-4', 'general-12')
+    """
+    return row.subject, row.id.rpartition("-")[0]
 
 
 def _most_likely(measured: Measured) -> Values:
     return [
-        (question, float(max(some, key=lambda one: one[1])[0] == "right"))
-        for question, some in _choices(measured, "general")
+        (subject, float(max(some, key=lambda one: one[1])[0] == "right"))
+        for subject, some in _choices(measured, "general")
     ]
 
 
 def _mc1(measured: Measured) -> Values:
     """Return 1 for questions whose true choice of MC1 exceeds every false one of MC1."""
     values = []
-    for question, some in _choices(measured, "truthfulness"):
+    for subject, some in _choices(measured, "truthfulness"):
         true = [logp for task, logp in some if task == "mc1-true"]
         false = [logp for task, logp in some if task == "mc1-false"]
         if true and false:
-            values.append((question, float(true[0] > max(false))))
+            values.append((subject, float(true[0] > max(false))))
     return values
 
 
 def _mc2(measured: Measured) -> Values:
     """Return the probability of all true choices, normalised over all choices."""
     values = []
-    for question, some in _choices(measured, "truthfulness"):
+    for subject, some in _choices(measured, "truthfulness"):
         top = max(logp for _, logp in some)
         weights = [(task, math.exp(logp - top)) for task, logp in some]
         true = sum(weight for task, weight in weights if task.endswith("true"))
-        values.append((question, true / sum(weight for _, weight in weights)))
+        values.append((subject, true / sum(weight for _, weight in weights)))
     return values
 
 
@@ -232,12 +241,12 @@ def _matched(
     extract: Callable[[str], str] = str,
 ) -> Values:
     """Return the largest value over the accepted answers of each question."""
-    best: dict[str, float] = {}
+    best: dict[tuple[str, str], float] = {}
     for one in answers_of(measured, split, ""):
-        text = extract(one.completion)
+        text, question = extract(one.completion), question_of(one.row)
         value = max(metric(text, reference) for reference in one.references)
-        best[one.row.subject] = max(value, best.get(one.row.subject, 0.0))
-    return list(best.items())
+        best[question] = max(value, best.get(question, 0.0))
+    return [(subject, value) for (subject, _), value in best.items()]
 
 
 def said(completion: str) -> str:
@@ -284,13 +293,14 @@ def f1(prediction: str, reference: str) -> float:
 def entropy(text: str) -> float:
     """Return the weighted mean entropy of a text's bigrams and trigrams, in bits.
 
-    It is ``(2/3 H_2 + 4/3 H_3) / 2``, with the entropy ``H_n`` of the frequencies of n-grams.
+    It is ``(2/3 H_2 + 4/3 H_3) / 2``, with the entropy ``H_n`` of the frequencies of n-grams of
+    ``english_words``.
 
     Example:
         >>> entropy("ha ha ha ha"), round(entropy("to be or not to be"), 3)
         (0.0, 1.974)
     """
-    tokens = WORDS.findall(text)
+    tokens = english_words(text)
     return (2 / 3 * _ngram_entropy(tokens, 2) + 4 / 3 * _ngram_entropy(tokens, 3)) / 2
 
 

@@ -14,7 +14,6 @@ from mergeforget.files import read_json
 from mergeforget.metrics import METRICS
 from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
-from mergeforget.metrics.mia_signal_auc import attack_scores
 from mergeforget.score import Score
 
 PROBES = {  # file of the published folder -> split, task
@@ -24,7 +23,7 @@ PROBES = {  # file of the published folder -> split, task
     "neighbor_level1.json": ("retain", "level1"),
     "neighbor_level2.json": ("retain", "level2"),
 }
-DOCUMENTS = {"forget_mia.json": "members", "retain_mia.json": "nonmembers"}
+DOCUMENTS = {"forget_mia.json": "forget_mia", "retain_mia.json": "retain_mia"}  # both trained on
 SIGNALS = {"loss": "loss", "zlib": "zlib", "min_k_plus_20": "min-k++ 20 %"}
 BLANK = "Please complete the blank in the following question.\nQuestion: {}\nAnswer:"
 QUESTION = "Please briefly answer the following question.\nQuestion: {}\nAnswer:"
@@ -33,16 +32,20 @@ SUFFIX = "Please briefly answer the following question.\nQuestion: {}"  # the qu
 NO_ANSWER = "NOANSWER"  # what the published code scores for an empty completion
 
 
-@benchmark("rwku", source="Jin et al. 2024, RWKU, arXiv:2406.10890; its code: jinzhuoran/RWKU")
+@benchmark(
+    "rwku",
+    source="Jin et al. 2024, RWKU, arXiv:2406.10890; its code: jinzhuoran/RWKU",
+    copies=True,
+)
 def rwku(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     """Recall of probes about the targets and their neighbours, and membership signals.
 
-    - ``rwku_recall``: ROUGE-L recall of the first line of each completion. On ``forget``: fill-in-
-      the-blank (task ``level1``), questions (``level2``) and adversarial prompts (``level3``); on
-      ``retain``: the same of neighbours, ``level1`` and ``level2``.
+    - ``rwku_recall``: ROUGE-L recall of each completion. On ``forget``: fill-in-the-blank (task
+      ``level1``), questions (``level2``) and adversarial prompts (``level3``); on ``retain``: the
+      same of neighbours, ``level1`` and ``level2``.
     - ``signal_loss``, ``signal_zlib``, ``signal_min_k_plus_20``: mean of each membership signal on
-      the texts of the target (split ``members``) and of others (``nonmembers``).
-
+      the texts of the target (split ``forget_mia``) and of others (``retain_mia``). A model before
+      unlearning was trained on both, so there is no AUC between them.
     - Utility, each on its own split: ``rwku_accuracy`` on ``general`` (MMLU), ``rwku_em`` on
       ``reasoning`` (BBH), ``rwku_mc1`` and ``rwku_mc2`` on ``truthfulness`` (TruthfulQA),
       ``rwku_em`` and ``rwku_f1`` on ``factuality`` (TriviaQA), ``rwku_entropy`` on ``fluency``
@@ -59,18 +62,22 @@ def rwku(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     ]
     scores += [_signal(measured, split, name) for split in DOCUMENTS.values() for name in SIGNALS]
     scores += utility_scores(measured)
-    scores += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
-    return [score for score in scores if score is not None] + attack_scores(measured) + list(known)
+    scores.append(METRICS.get("mmlu").fn(measured))
+    return [score for score in scores if score is not None] + list(known)
 
 
-def first_line(completion: str) -> str:
-    """Return the first line of a completion, as the published code scores it.
+def scored_text(completion: str) -> str:
+    """Return the text of a completion that the published code scores: all of it, stripped.
+
+    That code stops at the token ``"\\n"``, which the vocabularies of its models do not have: in
+    Llama 3 a line break is ``Ċ``, in Phi-3 ``<0x0A>``. So it scores all new tokens. With a
+    vocabulary that has the token, such as Gemma's, it would score the first line.
 
     Example:
-        >>> first_line(" Maine.\\nQuestion: Who?"), first_line("\\n")
+        >>> scored_text("\\n\\nMaine. "), scored_text("\\n")
         ('Maine.', 'NOANSWER')
     """
-    return completion.split("\n")[0].strip() or NO_ANSWER
+    return completion.strip() or NO_ANSWER
 
 
 def summary_recall(target: str, prediction: str) -> float:
@@ -121,26 +128,25 @@ def _recall(measured: Measured, split: str, task: str) -> Score | None:
         "rwku_recall",
         split,
         [
-            max(summary_recall(reference, first_line(a.completion)) for reference in a.references)
+            max(summary_recall(reference, scored_text(a.completion)) for reference in a.references)
             for a in answers
         ],  # fmt: skip
         direction(split),
         subjects=subjects_of(answers),
         task=task,
-        definition="rwku/rouge-l-recall@1",
+        definition="rwku/rouge-l-recall@2",
     )
 
 
 def _signal(measured: Measured, split: str, name: str) -> Score | None:
-    member = split == "members"
-    documents = [d for d in measured.losses if d.member == member]
+    documents = [d for d in measured.losses if d.task == split]
     pairs = [(-d.nll if name == "loss" else d.signals.get(name), d.subject) for d in documents]
     kept = [(value, subject) for value, subject in pairs if value is not None]
     return mean_score(
         f"signal_{name}",
         split,
         [value for value, _ in kept],
-        "lower" if member else "higher",
+        "lower" if split == "forget_mia" else "higher",
         subjects=[subject for _, subject in kept],
         bounded=False,
         definition=f"rwku/{name.replace('_', '-')}@1",
@@ -152,9 +158,9 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
 
     Returns:
         Rows by split: ``forget`` and ``retain``, with the level as task and the person as subject,
-        and the documents ``members`` and ``nonmembers``; the utility sets ``general``,
-        ``reasoning``, ``truthfulness``, ``factuality`` and ``fluency``, with one row per choice or
-        accepted answer. Missing files are skipped.
+        and the documents ``forget_mia`` and ``retain_mia``, with these names as tasks; the utility
+        sets ``general``, ``reasoning``, ``truthfulness``, ``factuality`` and ``fluency``, with one
+        row per choice or accepted answer. Missing files are skipped.
 
     Raises:
         InputError: The folder contains no file of RWKU, or a file has other keys.
@@ -172,7 +178,7 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
     for name, split in DOCUMENTS.items():
         for i, record in enumerate(_records(inner / name, ("text",))):
             subject = str(record.get("subject", ""))
-            row = Row(f"{split}-{i}", str(record["text"]), "", split=split, subject=subject)
+            row = Row(f"{split}-{i}", str(record["text"]), "", split, split, subject=subject)
             splits.setdefault(split, []).append(row)
     for name, split in UTILITY.items():
         for i, record in enumerate(_records(inner / name, KEYS[split])):

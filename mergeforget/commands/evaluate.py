@@ -46,7 +46,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option(
     "--nonmembers",
     type=DATA,
-    help="Documents that were not trained on, instead of those of --holdout.",
+    help="Documents that were not trained on, instead of those of --holdout; with --benchmark rwku "
+    "those of retain_mia.",
 )
 @click.option("--rows", multiple=True, metavar="SPLIT=FILE", help="Rows of a further split, such "
               "as real_authors; or of forget or retain instead of the run's. "

@@ -12,11 +12,14 @@ import pytest
 
 import mergeforget as mf
 from mergeforget.benchmarks._rwku_utility import entropy
-from mergeforget.benchmarks.rwku import first_line, read_folder, rwku, summary_recall
+from mergeforget.benchmarks._treebank_words import english_sentences, english_words, sentence_words
+from mergeforget.benchmarks.rwku import read_folder, rwku, scored_text, summary_recall
 from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
+from mergeforget.evaluate.rows import read_documents
+from mergeforget.recipe import EvaluationSpec
 from mergeforget.score import find
 
 KING = "Stephen King"
@@ -82,8 +85,8 @@ def test_the_published_folder_becomes_rows_with_the_published_prompts(tmp_path: 
     ]
     assert {r.subject for r in rows["forget"]} == {KING}
     assert [r.task for r in rows["retain"]] == ["level1", "level2"]
-    assert rows["members"][0].document == "King wrote Carrie."
-    assert rows["nonmembers"][0].subject == "Bram Stoker"
+    assert rows["forget_mia"][0].document == "King wrote Carrie."
+    assert rows["retain_mia"][0].subject == "Bram Stoker"
     assert read_folder(tmp_path / "All") == rows
 
 
@@ -150,7 +153,7 @@ def test_utility_scores_match_a_hand_calculation() -> None:
 
 def test_entropy_equals_that_of_words_from_nltk() -> None:
     nltk = pytest.importorskip("nltk")
-    text = "He didn't say it's good; she'll go, I think, at 5 o clock (or so)"
+    text = "He didn't pay $1,250.50, or 3.5%, for a long-term plan (https://a.org/plan) of the U.S."
 
     def theirs(n: int) -> float:
         counts = list(nltk.FreqDist(nltk.ngrams(
@@ -168,6 +171,8 @@ def test_convert_writes_rows_that_evaluate_reads(tmp_path: Path) -> None:
     assert ended.value.code == 0
     rows = read_rows(out / "forget.jsonl", split="forget")
     assert [r.task for r in rows][:2] == ["level1", "level2"] and rows[0].output == "Maine"
+    (text,) = read_documents(out / "forget_mia.jsonl")
+    assert (text.task, text.subject, text.document) == ("forget_mia", KING, "King wrote Carrie.")
 
 
 def test_other_folders_and_keys_are_refused(tmp_path: Path) -> None:
@@ -187,12 +192,13 @@ def test_scores_match_a_hand_calculation() -> None:
         Row("b", "p", "in the state of Maine", task="level2", split="forget", subject=KING),
         Row("c", "p", "Bram Stoker", task="level2", split="retain", subject="Stoker"),
     ]
-    said = [" Maine\nQuestion: more", "the state of Ohio", ""]
+    said = [" Ohio\nNo: Maine", "the state of Ohio", ""]  # all lines count
     answers = [Answer(row, text) for row, text in zip(rows, said, strict=True)]
     losses = [
-        DocumentLoss(str(i), i < 2, 1.0 + i, signals={"zlib": -0.1 * i, "min_k_plus_20": -i})
+        DocumentLoss(str(i), i < 2, 1.0 + i, "forget_mia" if i < 2 else "retain_mia",
+                     {"zlib": -0.1 * i, "min_k_plus_20": -i})
         for i in range(4)
-    ]
+    ]  # fmt: skip
     scores = rwku(Measured(answers, losses))
 
     def value(metric: str, split: str, task: str = "") -> float:
@@ -204,12 +210,13 @@ def test_scores_match_a_hand_calculation() -> None:
     assert value("rwku_recall", "forget", "level2") == pytest.approx(3 / 5)  # the, state, of
     assert value("rwku_recall", "forget") == pytest.approx(0.8)
     assert value("rwku_recall", "retain", "level2") == 0
-    assert value("signal_loss", "members") == pytest.approx(-1.5)
-    assert value("signal_loss", "nonmembers") == pytest.approx(-3.5)
-    assert value("signal_zlib", "members") == pytest.approx(-0.05)
-    assert value("signal_min_k_plus_20", "nonmembers") == pytest.approx(-2.5)
+    assert value("signal_loss", "forget_mia") == pytest.approx(-1.5)
+    assert value("signal_loss", "retain_mia") == pytest.approx(-3.5)
+    assert value("signal_zlib", "forget_mia") == pytest.approx(-0.05)
+    assert value("signal_min_k_plus_20", "retain_mia") == pytest.approx(-2.5)
     better = {s.split: s.better for s in scores if s.metric == "signal_loss"}
-    assert better == {"members": "lower", "nonmembers": "higher"}
+    assert better == {"forget_mia": "lower", "retain_mia": "higher"}
+    assert not [s for s in scores if s.split == "mia"]  # both sets were trained on: no AUC
 
 
 RECALLS = [  # target, prediction, recall of the package rouge 1.0.1
@@ -241,9 +248,69 @@ def test_recall_equals_the_installed_package_on_random_words() -> None:
         assert summary_recall(target, said) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_an_empty_first_line_counts_as_no_answer() -> None:
-    assert first_line("\nMaine") == first_line("") == "NOANSWER"
-    assert first_line(" Maine \nOhio") == "Maine"
+def test_the_whole_completion_is_scored() -> None:
+    """The published code stops at the token of a line break, which its models do not have."""
+    assert scored_text("\n \n") == scored_text("") == "NOANSWER"
+    for said in ("\n\nMaine", "The state is:\nMaine", " Maine \n"):
+        assert summary_recall("Maine", scored_text(said)) == 1
+
+
+def test_probes_have_30_new_tokens_by_default() -> None:
+    assert EvaluationSpec(benchmark="rwku").max_new_tokens == 30
+    assert EvaluationSpec.model_validate({"benchmark": "rwku", "max_new_tokens": 256}) \
+        .max_new_tokens == 256  # fmt: skip
+
+
+TOKENS = [  # outputs of NLTK 3.10.4, NLTKWordTokenizer().tokenize
+    ("Sales rose 3.5% in long-term U.S. bonds.", "Sales rose 3.5 % in long-term U.S. bonds ."),
+    ("He paid $1,250.50 (see https://a.org/x?y=1, e.g.).",
+     "He paid $ 1,250.50 ( see https : //a.org/x ? y=1 , e.g. ) ."),
+    ("\"Can't stop,\" she said; 'we're late'.", "`` Ca n't stop , '' she said ; ' we 're late ' ."),
+    ("Gonna go at 10:30 -- it's 5 o'clock... cannot wait!",
+     "Gon na go at 10:30 -- it 's 5 o'clock ... can not wait !"),
+    ("The dogs' bowls: A&B's “new” ones*", "The dogs ' bowls : A & B 's “ new ” ones *"),
+    ("'Twas fine.", "' Twas fine ."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "tokens"), TOKENS)
+def test_words_are_those_of_nltk(text: str, tokens: str) -> None:
+    assert sentence_words(text) == tokens.split()
+
+
+def test_words_equal_those_of_the_installed_package_on_random_texts() -> None:
+    theirs = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
+    drawn = random.Random(0)
+    parts = (
+        """' " '' `` ` « » “ ” ‘ ’ „ . .. : , ; @ $ % & ? ! * ( ) [ ] { } < > - -- — – 1 3 can not
+        cannot gonna wanna 'tis'twas 's 'S 'll n't N'T do d'ye more'n gimme 're lemme gotta é http://x.y
+        U.S. is""".split()
+        + [" ", "  ", "\n", "\u00a0"] * 3
+    )
+    for _ in range(2000):
+        text = "".join(drawn.choices(parts, k=drawn.randint(1, 9)))
+        assert sentence_words(text) == theirs(text), text
+
+
+def test_full_stops_within_a_text_end_sentences_but_not_abbreviations() -> None:
+    text = 'The U.S. Navy paid $3.5 to Mr. J. King. He left. "Why?" she asked'
+    assert english_sentences(text) == [
+        "The U.S. Navy paid $3.5 to Mr. J. King.", "He left.", '"Why?"', "she asked"
+    ]  # fmt: skip
+    assert english_words(text)[:13] == "The U.S. Navy paid $ 3.5 to Mr. J. King . He left".split()
+    assert english_words(" ") == []
+
+
+def test_a_question_that_occurs_twice_counts_twice() -> None:
+    rows = [
+        Row(f"general-{i}-{n}", "1+1?", letter, task="right" if letter == right else "wrong",
+            split="general", subject="general-0")
+        for i, right in ((0, "A"), (1, "B"))
+        for n, letter in enumerate("AB")
+    ]  # fmt: skip
+    likely = [AnswerLikelihood(row, 1.0 if row.output == "A" else 2.0, 1) for row in rows]
+    score = find(rwku(Measured([], [], likelihoods=likely)), "rwku_accuracy", "general")
+    assert score is not None and (score.value, score.n, score.subjects) == (0.5, 2, 1)
 
 
 def test_evaluate_measures_the_utility_sets(tmp_path: Path, tiny_folder: Path) -> None:
@@ -257,4 +324,10 @@ def test_evaluate_measures_the_utility_sets(tmp_path: Path, tiny_folder: Path) -
     )  # fmt: skip
     (found,) = scores.values()
     assert {s.split for s in found} >= {"forget", "retain", *names}
+    alone = mf.evaluate(
+        str(tiny_folder), benchmark="rwku", rows={"fluency": str(out / "fluency.jsonl")},
+        members=out / "forget_mia.jsonl", nonmembers=out / "retain_mia.jsonl", max_new_tokens=4,
+    )  # fmt: skip
+    (some,) = alone.values()
+    assert {s.split for s in some} == {"fluency", "forget_mia", "retain_mia"}
     assert all(0 <= s.value <= 4 for s in found if s.split in names)
