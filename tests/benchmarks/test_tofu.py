@@ -198,6 +198,38 @@ def test_privleak_in_the_convention_of_muse() -> None:
     assert privleak(replace(over, retrained=under)) is None  # division by zero
 
 
+PUBLISHED = {  # row: losses of paraphrased and perturbed answers, truth ratio as stored
+    "164": (3.1761422157287598, (4.676186561584473, 5.036813735961914, 3.785527467727661,
+                                 4.661953926086426, 5.7170538902282715), 0.20202480256557465),
+    "165": (2.3895580768585205, (3.3508105278015137, 3.3699867725372314, 3.1571686267852783,
+                                 2.9929723739624023, 3.0673654079437256), 0.45018234848976135),
+    "167": (3.846437692642212, (4.072033405303955, 3.467444658279419, 2.556229591369629,
+                                3.8184452056884766, 3.335522413253784), 1.4866161346435547),
+    "168": (2.3172249794006348, (4.052840709686279, 3.935906410217285, 4.6196794509887695,
+                                 4.3126726150512695, 4.319912910461426), 0.14500634372234344),
+    "170": (2.7247087955474854, (3.7811384201049805, 3.4553794860839844, 3.5218346118927,
+                                 3.569209337234497, 4.030534744262695), 0.38793766498565674),
+    "171": (2.769714832305908, (3.0812835693359375, 2.689537763595581, 3.489565849304199,
+                                3.7377593517303467, 3.692127227783203), 0.5664650797843933),
+}  # fmt: skip
+
+
+def test_truth_ratios_equal_those_of_a_published_log() -> None:
+    """Rows of locuslab/tofu (MIT licence, Copyright 2024 Locus Lab): the retain rows in
+    data/ft_epoch5_lr2e-05_phi_retain99_wd0.01/eval_results/ds_size300/eval_log_aggregated.json."""
+    rows = [
+        AnswerLikelihood(Row(name, "q", "a", split="retain"), 0.1, 9, paraphrased=right,
+                         perturbed=wrong)
+        for name, (right, wrong, _) in PUBLISHED.items()
+    ]  # fmt: skip
+    stored = [ratio for *_, ratio in PUBLISHED.values()]
+    ratios = [math.exp(log_ratio(one, "geometric")) for one in rows]
+    assert ratios == pytest.approx(stored, rel=1e-5)  # the log has float32
+    scores = tofu(Measured([], [], likelihoods=rows))
+    reported = np.maximum(0, 1 - np.array(stored)).mean()  # as in aggregate_eval_stat.py
+    assert value(scores, "truth_ratio_geometric", "retain") == pytest.approx(reported, rel=1e-5)
+
+
 def test_very_unlikely_answers_do_not_overflow() -> None:
     one = AnswerLikelihood(Row("a", "b", "c"), 2000.0, 3, perturbed=(1.0,))
     assert log_ratio(one) == 1999

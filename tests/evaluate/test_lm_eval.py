@@ -40,6 +40,22 @@ metadata: {{version: 3}}
 """
 
 
+WMDP = """
+task: wmdp_bio
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "The following are multiple choice questions (with answers) about biology.\\n\\n\\
+  {{{{question.strip()}}}}\\nA. {{{{choices[0]}}}}\\nB. {{{{choices[1]}}}}\\n\\
+  C. {{{{choices[2]}}}}\\nD. {{{{choices[3]}}}}\\nAnswer:"
+doc_to_choice: ["A", "B", "C", "D"]
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 1}}
+"""
+
+
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra eval)")
@@ -75,6 +91,33 @@ def test_a_local_task_scores_as_worked_out_by_hand(
     assert score.better == "higher" and score.definition.startswith("lm-eval/two_choices/acc@3")
     (few,) = run_task(tiny_model, tiny_tokenizer, "two_choices", folder=tasks, limit=2)
     assert few.n == 2
+
+
+def test_a_task_of_the_form_of_wmdp_is_scored(
+    tasks: Path, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Made-up questions in the form of lm-eval's wmdp_bio: four choices, compared by letter."""
+    folder, letters = tmp_path / "wmdp", "ABCD"
+    folder.mkdir()
+    rows = [{"question": f"Which is {i}?", "choices": ["p", "q", "r", "s"], "answer": i % 4}
+            for i in range(8)]  # fmt: skip
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "wmdp_bio.yaml").write_text(WMDP.format(data=data))
+    right = 0
+    for row in rows:
+        prompt = (
+            "The following are multiple choice questions (with answers) about biology.\n\n"
+            f"{row['question']}\nA. p\nB. q\nC. r\nD. s\nAnswer:"
+        )
+        ids = tiny_tokenizer(prompt)["input_ids"]
+        with torch.no_grad():
+            logps = tiny_model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        first = [float(logps[tiny_tokenizer(f" {x}")["input_ids"][0]]) for x in letters]
+        right += first.index(max(first)) == row["answer"]
+    (score,) = run_task(tiny_model, tiny_tokenizer, "wmdp_bio", folder=folder)
+    assert (score.task, score.n, score.metric) == ("wmdp_bio", 8, "lm_eval_acc")
+    assert score.value == pytest.approx(right / 8)
 
 
 def test_scores_are_cached_and_read_back(
