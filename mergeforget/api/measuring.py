@@ -78,7 +78,8 @@ def evaluate(
         adapter: PEFT folder to load on the model.
         run_models: Models of the run: base, over, under or candidates.
         snapshots: Evaluate the base and every snapshot of the pair instead.
-        benchmark: ``semeval2025-task4``, ``tofu`` or ``custom``; the recipe's when omitted.
+        benchmark: ``semeval2025-task4``, ``tofu``, ``muse``, ``rwku``, ``knowundo`` or ``custom``;
+            the recipe's when omitted.
         metrics: Further metrics, ``NAME`` or ``NAME/SPLIT``, besides those of the benchmark.
         forget, retain, holdout: Files of rows to forget, of rows to retain, and of rows
             that were never trained on.
