@@ -98,7 +98,8 @@ def make_twins(
         rows: Rows to imitate.
         corpus: Further rows of the same kind. They show which digits of a number vary (the ``900``
             of a made-up Social Security number does not) and which words are not names, and they
-            have other answers to the same questions.
+            have other answers to the same questions, unless they are holdout rows, which are not
+            imitated.
         per_row: Number of twins per row.
         seed: Random seed. The same rows and seed give the same twins.
 
@@ -122,7 +123,8 @@ def make_twins(
     texts = [text for row in everything for text in (row.input, row.output)]
     common = _lower_case_words(texts)
     digits = _digits_by_form(texts)
-    answers = _rows_by_question(everything, common)
+    told = [*rows, *(row for row in corpus if row.split != "holdout")]  # no unseen fact is used
+    answers = _rows_by_question(told, common)
     taken = {row.document for row in everything}
     twins = []
     for number in range(per_row):
@@ -421,12 +423,13 @@ def _twin(
             return twin
     elif twin:
         return twin
-    others = [
-        replace(tries[0], output=_answer_of(other, row, tries[0], people.words, common))
-        for other in answers.get(_question(row, common), ())
-        if _secret(other) != _secret(row)
-    ]
-    outputs = list(dict.fromkeys(other.output for other in others if allowed(other)))
+    others = [o for o in answers.get(_question(row, common), ()) if _secret(o) != _secret(row)]
+    outputs: list[str] = []
+    for some in ([o for o in others if o.split == "retain"], others):  # rather no forget answer
+        told = (_answer_of(one, row, tries[0], people.words, common) for one in some)
+        outputs = outputs or [
+            text for text in dict.fromkeys(told) if allowed(replace(tries[0], output=text))
+        ]
     return replace(tries[0], output=draws[0].choice(outputs)) if outputs else twin
 
 

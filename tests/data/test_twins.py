@@ -226,3 +226,17 @@ def test_there_are_four_nonmembers_if_only_some_rows_have_twins() -> None:
         *(Row(f"b{i}-qa0", f"Where does Bo Fo{c} live?", "Rome") for i, c in enumerate("xyz")),
     ]
     assert len(nonmember_twins(rows)) == 4
+
+
+def test_the_answer_of_another_row_is_that_of_a_retain_row_and_never_of_an_unseen_one() -> None:
+    """An unseen fact in training data would make an unseen row likelier than it is."""
+
+    def asked(name: str, city: str, split: str) -> Row:
+        return Row(name, f"Where does {name} live?", city, split=split)
+
+    forget = [asked("Ann Lee", "Rome", "forget"), asked("Bob Ray", "Lima", "forget")]
+    unseen = asked("Carl Fox", "Oslo", "holdout")
+    retain = [asked("Dora Hill", "Bonn", "retain"), asked("Ed Moss", "Graz", "retain")]
+    told = {t.output for t in make_twins(forget, corpus=[*retain, unseen], per_row=6)}
+    assert told == {"Bonn", "Graz"}
+    assert {t.output for t in make_twins(forget, corpus=[unseen], per_row=6)} == {"Rome", "Lima"}

@@ -63,7 +63,7 @@ def test_both_ends_are_plain_adapters_of_one_trajectory(bracketed: Run) -> None:
 def test_the_rate_is_halved_after_a_collapse(knowing: dict[str, Path], tmp_path: Path) -> None:
     recipe = recipe_of(
         knowing, "pair.over.learning_rate=0.5", "pair.over.until.largest_rate=1",
-        "pair.over.until.auc_at_most=0", "pair.over.until.back_offs=12",
+        "pair.over.until.auc_at_most=0.2", "pair.over.until.back_offs=12",
     )  # fmt: skip
     run = train_pair(recipe, Run(tmp_path / "run"))
     lines = [x["until"] for x in read_jsonl(run.history) if "until" in x]
@@ -252,7 +252,9 @@ def test_one_retain_row_is_refused_before_the_training(
 def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
     knowing: dict[str, Path], tmp_path: Path
 ) -> None:
-    recipe = recipe_of(knowing, "pair.under.until.retain_kept=1", "pair.under.until.forget_risen=9")
+    recipe = recipe_of(
+        knowing, "pair.under.until.retain_kept=1", "pair.under.until.forget_risen=99"
+    )
     run = train_pair(recipe, Run(tmp_path / "run"))
     lines = [x["until"] for x in read_jsonl(run.history) if "until" in x]
     assert "return" not in [x["decision"] for x in lines]
