@@ -83,8 +83,11 @@ def circumstances(threads: int | None = None) -> dict[str, Any]:
     import psutil
 
     _, facts = call(["doctor"], None, threads)
-    left_out = ("extra", "cache", "embed", "memory")
-    shown = {k: v for k, v in (facts or {}).items() if not k.startswith(left_out)}
+    left_out = ("extra", "cache", "embed", "memory", "hub", "links", "problems")
+    shown = {
+        k: v for k, v in (facts or {}).items()
+        if not k.startswith(left_out) and not k.endswith("folder")  # no path is published
+    }  # fmt: skip
     memory = f"{psutil.virtual_memory().total / 1e9:.0f} GB"
     return {**shown, "memory": memory, "processor": processor(), "commit": commit()}
 
