@@ -806,6 +806,24 @@ def test_columns_with_other_names_are_read_by_the_whole_command(
         assert [row.input for row in found] == [row["input"] for row in rows]
 
 
+@pytest.mark.parametrize("attacks", [(), ("prompts", "relearn")])
+def test_the_estimate_before_the_training_includes_the_attacks(
+    knowing: dict[str, Path], tmp_path: Path, attacks: tuple[str, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    asked = request_of(
+        str(knowing["model"]), forget=knowing["forget"], retain=knowing["retain"], holdout=None,
+        recipe="level", memorise=False, control=None, adapter=None, after=None, template=None,
+        system_prompt=None, turns=None, settings=(),
+    )  # fmt: skip
+    job = Job(Run(tmp_path / "run"), 1e-6)
+    trained(asked, job, attacks=attacks, make_pair=lambda recipe, run: None)
+    (line,) = [m for m in caplog.messages if m.startswith("Estimate")]
+    assert line.endswith("without attacks.") == (not attacks)
+    assert bool(job.expected["attacks"]) == bool(attacks)
+    assert any("more than --time" in message for message in caplog.messages)
+
+
 def test_rows_of_an_earlier_call_that_failed_are_not_used(
     knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

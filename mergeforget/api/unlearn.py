@@ -69,8 +69,8 @@ def unlearn(
     model: str | Path,
     *,
     forget: Forget,
-    retain: str | Path | None = None,
-    holdout: str | Path | None = None,
+    retain: Forget | None = None,
+    holdout: Forget | None = None,
     out: str | Path | None = None,
     time_limit: float | str | None = None,
     recipe: str | Path | Recipe = "level",
@@ -118,7 +118,7 @@ def unlearn(
         gguf: Also export a GGUF file, with llama.cpp's ``convert_hf_to_gguf.py``.
         push: Hub repository to upload the export to.
         attacks: Names of the attacks to run.
-        approve: Called with the forget rows if questions were generated; False cancels the call.
+        approve: Called with the forget rows that were generated, if any; False cancels the call.
         settings: Recipe keys to change.
 
     Raises:

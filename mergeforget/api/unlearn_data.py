@@ -442,8 +442,8 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
         ``answer_tokens``, the length of the longest answer; ``expected``, the seconds of each stage
         and attack; ``notes``; and ``membership``, ``measurable`` or ``not measurable``.
     """
-    from mergeforget.api.job import ATTACKS, expected_seconds, seconds_per_row
-    from mergeforget.console import duration, say
+    from mergeforget.api.job import expected_seconds, seconds_per_row
+    from mergeforget.console import say
     from mergeforget.data.templating import template_of
     from mergeforget.data.tokens import encode_rows
     from mergeforget.data.twins import nonmember_twins
@@ -485,8 +485,6 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     lengths = [one.kinds.count(ANSWER) for one in encoded([*rows.forget, *rows.retain])]
     pace = seconds_per_row(loaded.model, forget)
     expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)
-    total = sum(s for stage, s in expected.items() if stage not in ATTACKS)
-    say(f"Estimate: about {duration(total)} without attacks.")
     for note in notes:
         say(note)
     return {"answer_tokens": max(lengths), "expected": expected, "notes": notes,

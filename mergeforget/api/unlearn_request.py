@@ -47,8 +47,8 @@ def request_of(
     model: str | Path,
     *,
     forget: Forget,
-    retain: str | Path | None,
-    holdout: str | Path | None,
+    retain: Forget | None,
+    holdout: Forget | None,
     recipe: str | Path | Recipe,
     memorise: bool,
     control: str | None,
@@ -143,7 +143,8 @@ def trained(
             chosen = change(chosen, pair={"trajectory": "separate"})
         elif asked.pair:
             job.expected.pop("pair", None)
-        _warn_of_time(job)
+        if run.state("unlearn-pair") != "done":
+            _announce(job)
     with job.stage("pair"):
         if make_pair is not None:
             make_pair(chosen, run)
@@ -217,13 +218,15 @@ def _expected(run: Run, attacks: Sequence[str]) -> dict[str, float]:
     } | ({"attacks": together} if seconds_by_stage else {})
 
 
-def _warn_of_time(job: Job) -> None:
-    """Warn if training alone is expected to take longer than the time limit."""
+def _announce(job: Job) -> None:
+    """State the expected time, and warn if training alone exceeds the time limit."""
     from mergeforget.console import duration, say
 
+    if total := sum(job.expected.values()) - job.seconds.get("pair", 0.0):
+        attacks = "" if job.expected.get("attacks") else " without attacks"
+        say(f"Estimate: about {duration(max(0.0, total))}{attacks}.")
     training = job.expected.get("pair", 0.0) - job.seconds.get("pair", 0.0)
-    done = job.run.state("unlearn-pair") == "done"
-    if job.limit is not None and training > job.limit and not done:
+    if job.limit is not None and training > job.limit:
         say(
             f"Warning: training the pair is expected to take about {duration(training)}, more than "
             f"--time {duration(job.limit)}. It is completed; little of the search and no attack "
