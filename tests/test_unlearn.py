@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
+from memorising import people
 
 import mergeforget as mf
 from mergeforget.adapter import read_adapter
@@ -30,7 +31,7 @@ from mergeforget.api.delivery import (
 from mergeforget.api.job import Job
 from mergeforget.api.sequence import UnlearnedSequence
 from mergeforget.api.sequence_merge import joined
-from mergeforget.api.unlearn import Unlearned, unlearn
+from mergeforget.api.unlearn import Unlearned, _is_attacked, unlearn
 from mergeforget.api.unlearn_data import RequestReader, own_answers, read_request
 from mergeforget.api.unlearn_request import (
     _repeated_twins,
@@ -154,8 +155,10 @@ def test_one_person_is_unlearned(knowing: dict[str, Path], tmp_path: Path) -> No
 def test_a_later_request_starts_from_the_earlier_result_and_checks_it_again(
     result: Unlearned, knowing: dict[str, Path], tmp_path: Path
 ) -> None:
+    unseen = tmp_path / "unseen.jsonl"
+    write_jsonl(unseen, [r.to_dict() for r in people("unseen", 9, 6) if r.kind == "qa"])
     second = call(knowing, tmp_path / "second", forget=knowing["retain"], retain=knowing["holdout"],
-                  holdout=knowing["forget"], after=result.run.root, attacks=[])  # fmt: skip
+                  holdout=unseen, after=result.run.root, attacks=[])  # fmt: skip
     assert second.run.base == str(tmp_path / "second" / "base")
     assert "earlier request" in second.paragraph or "revealed again" in second.paragraph
 
@@ -282,6 +285,27 @@ def test_existing_adapters_are_sides_of_the_pair(
     assert repeated.table == again.table
     with pytest.raises(InputError, match="another request .under"):
         call(knowing, run.root, attacks=[], **(sides | {"under": trained_pair.over}))
+
+
+def test_an_existing_adapter_is_part_of_the_request(
+    result: Unlearned, knowing: dict[str, Path]
+) -> None:
+    with pytest.raises(InputError, match="another request .over differ"):
+        call(knowing, result.run.paths.root, attacks=[], over=result.run.paths.under)
+
+
+def test_an_attack_with_other_arguments_is_repeated_by_unlearn(result: Unlearned) -> None:
+    run, name = result.run.paths, result.chosen
+    path = run.attacks / "quantise.json"
+    stored = read_json(path)
+    assert _is_attacked(run, name, "quantise") and not _is_attacked(run, name, "relearn")
+    for changed, done in (({"given": {"bits": [8]}}, False), ({"forget_rows": [1, 6]}, False),
+                          ({}, True)):  # fmt: skip
+        one = stored["results"][-1]
+        settings = {**one["settings"], **changed}
+        write_json(path, {**stored, "results": [{**one, "settings": settings}]})
+        assert _is_attacked(run, name, "quantise") == done
+    write_json(path, stored)
 
 
 def test_existing_adapters_belong_to_the_named_model(

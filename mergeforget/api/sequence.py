@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergeforget.api.delivery import REQUEST, folded_base, share_of
+from mergeforget.api.delivery import REQUEST, earlier_rows, folded_base, share_of
 from mergeforget.api.job import seconds_of
 from mergeforget.api.options import Settings
 from mergeforget.api.sequence_merge import SOURCES, combine, joined, train_only
@@ -280,14 +280,15 @@ def _prepare(
         raise UsageError("The generated rows were not approved; nothing was trained.")
     _check_distinct(names, forget)
     all_forget = [row for rows in forget for row in rows]
-    own = reader.own_retain(all_forget) if None in given["retain"] else []
+    gone = [*all_forget, *earlier_rows(facts)]
+    own = reader.own_retain(gone) if None in given["retain"] else []
     for place, name in enumerate(names):
         sets = {"forget": forget[place]}
         for split in ("retain", "holdout"):
             source = given[split][place]
             if source is not None or split == "retain":
                 rows = own if source is None else reader.read(source, split)
-                check_not_in(all_forget, rows, split)
+                check_not_in(gone, rows, split)
                 sets[split] = renamed(rows, split)
         for split, rows in sets.items():
             write_jsonl(files[name][split], [row.to_dict() for row in rows])

@@ -132,7 +132,6 @@ def unlearn(
     """
     from mergeforget.api.attacking import attack
     from mergeforget.api.runs import report
-    from mergeforget.attack.headline import findings_of, results_of
     from mergeforget.attack.target import NotApplicableError
     from mergeforget.console import say
     from mergeforget.search.driver import Options, search
@@ -157,15 +156,15 @@ def unlearn(
             job.facts |= {f"chosen {name}": f"AUC {auc:.2f}" for auc in _auc_of(run, name)}
         changed = run.read_status().get("report", {}).get("model") != name
         with job.stage("attacks"):
-            findings = findings_of(results_of(run, name))
             for one in attacks:
-                if findings.get(one, "in part") != "in part":
+                if _is_attacked(run, name, one):
                     continue
                 if job.spent:
                     notes.append(f"No time was left for the attack {one}.")
                     continue
                 try:
                     attack(run.root, [one], control=control)
+                    run.set_state(f"attack-{one}", "done")
                     changed = True
                 except NotApplicableError as error:  # not a reason to lose the whole job
                     notes.append(f"The attack {one} did not run: {error}")
@@ -183,6 +182,16 @@ def unlearn(
     _write(run, result)
     say(f"Report: {run.report}")
     return result
+
+
+def _is_attacked(run: Run, model: str, attack: str) -> bool:
+    """Return whether an attack was run on all rows of a model, with its usual arguments."""
+    from mergeforget.attack.headline import results_of
+
+    own = [result.settings for result in results_of(run, model) if result.attack == attack]
+    earlier = {} if run.state(f"attack-{attack}") == "done" else {"arguments": "unknown"}
+    attacked, rows = (own[0].get("forget_rows") if own else None) or (0, 0)
+    return bool(own) and attacked == rows and not own[0].get("given", earlier)
 
 
 def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> None:

@@ -435,6 +435,15 @@ def twins_auc(
     return auc_of(members, nonmembers)
 
 
+def repeated_twins_note(share: float) -> str:
+    """Return why twins that a model repeats are no substitute for unseen rows, as sentences."""
+    return (
+        f"The model before unlearning repeats {share:.0%} of the answers of the perturbed twins, "
+        "because it knows the wording of the forget rows. They are no substitute for unseen rows: "
+        "give such rows with --holdout to measure membership."
+    )
+
+
 def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
     """Measure whether the base knows the forget rows, its speed, and whether twins are fair.
 
@@ -449,6 +458,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     from mergeforget.data.twins import nonmember_twins
     from mergeforget.models import load_model
     from mergeforget.outputs import ANSWER
+    from mergeforget.train.fit import REPEATED
     from mergeforget.train.levels import auc_of
     from mergeforget.train.nlls import read_nlls
 
@@ -461,7 +471,8 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
 
     forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
     nll, exact = read_nlls(loaded.model, forget)
-    auc = auc_of(nll, read_nlls(loaded.model, unseen)[0]) if unseen else None
+    unseen_nll, repeated = read_nlls(loaded.model, unseen) if unseen else (None, None)
+    auc = auc_of(nll, unseen_nll) if unseen_nll is not None else None
     notes = []
     control = request["control"]
     unseen_data = request["memorise"] or control == request["model"]
@@ -476,6 +487,9 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
                      f"the forget rows (AUC {auc_of_control:.2f}).")  # fmt: skip
     else:
         fair = not rows.twins
+    if rows.twins and repeated is not None and (share := float(repeated.float().mean())) > REPEATED:
+        fair = False
+        notes.append(repeated_twins_note(share))
     if not unseen_data and auc is not None and auc < 0.6 and not exact.any():
         notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
                      f"{len(forget)} answers is repeated.")  # fmt: skip

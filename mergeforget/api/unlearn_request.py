@@ -18,7 +18,14 @@ from mergeforget.api.delivery import (
 from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
 from mergeforget.api.training import assignments_of
-from mergeforget.api.unlearn_data import Forget, check_rows, own_answers, read_request, renamed
+from mergeforget.api.unlearn_data import (
+    Forget,
+    check_rows,
+    own_answers,
+    read_request,
+    renamed,
+    repeated_twins_note,
+)
 
 if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
@@ -82,7 +89,7 @@ def request_of(
         "holdout": facts_of(holdout), "memorise": memorise, "control": control,
         "adapter": None if adapter is None else str(adapter),
         "after": None if after is None else str(after), "start": start_of(adapter, after),
-        **{side: start_of(folder, None) for side, folder in pair.items()},
+        **{side: start_of(folder, None) for side, folder in sides.items()},
         "settings": changes, "recipe": str(getattr(recipe, "name", recipe)),
     }  # fmt: skip
     return UnlearnRequest((forget, retain, holdout), recipe, changes, facts, pair)
@@ -139,7 +146,7 @@ def trained(
             run, request, asked.recipe, asked.settings, asked.sources, approval
         )
         job.expected = _expected(run, attacks)
-        if len(asked.pair) == 1:
+        if len(asked.pair) == 1 and chosen.pair is not None:
             chosen = change(chosen, pair={"trajectory": "separate"})
         elif asked.pair:
             job.expected.pop("pair", None)
@@ -246,7 +253,8 @@ def run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
     if path.exists():
         earlier = read_json_object(path)
         named = {"start": "the weights of adapter or after"}
-        differ = (k for k in request if k in earlier and earlier[k] != request[k])
+        differ = (k for k in request  # earlier versions did not record the start
+                  if earlier.get(k) != request[k] and (k in earlier or k != "start"))  # fmt: skip
         changed = [named.get(key, key) for key in differ]
         if changed:
             raise InputError(
@@ -334,22 +342,21 @@ def _repeated_twins(run: Run) -> list[str]:
     from mergeforget.files import read_json_object, reading, write_json
     from mergeforget.train.fit import REPEATED
 
-    ended, holdout = run.root / "until" / "over.json", run.data / "holdout.jsonl"
+    ends = [run.root / "until" / f"{side}.json" for side in ("over", "under")]
+    ended, holdout = [path for path in ends if path.is_file()], run.data / "holdout.jsonl"
     notes_file = run.root / "notes.json"
     stored_notes = read_json_object(notes_file)
-    if not ended.is_file() or not holdout.is_file():
+    if not holdout.is_file():
         return []
-    facts = read_json_object(ended)
-    with reading(ended):
-        repeated = float(facts.get("repeated_twins", 0.0))
+    repeated = 0.0
+    for path in ended:
+        facts = read_json_object(path)
+        with reading(path):
+            repeated = max(repeated, float(facts.get("repeated_twins", 0.0)))
     known = stored_notes.get("membership") == "not measurable"
     if known or repeated <= REPEATED or not all(map(stands_in, read_rows(holdout))):
         return []
-    note = (
-        f"The model before unlearning repeats {repeated:.0%} of the answers of the perturbed "
-        "twins, because it knows the wording of the forget rows. They are no substitute for "
-        "unseen rows: give such rows with --holdout to measure membership."
-    )
+    note = repeated_twins_note(repeated)
     stored_notes["membership"] = "not measurable"
     stored_notes["notes"] = [*stored_notes.get("notes", []), note]
     write_json(notes_file, stored_notes)

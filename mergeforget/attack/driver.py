@@ -99,6 +99,7 @@ def carry_out(
                 "template": target.data.template,
                 "system_prompt": target.data.system_prompt,
                 "forget_rows": [len(target.forget), len(target.all_rows("forget"))],
+                "given": arguments,
             }
             result = replace(result, settings=result.settings | {"weights": weights} | facts)
             saved = write_result(target.folder, result)

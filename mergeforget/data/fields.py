@@ -11,12 +11,12 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
 
-from mergeforget.data.schema import Message, Window
+from mergeforget.data.schema import Message, Window, stored_messages
 from mergeforget.errors import InputError
 from mergeforget.parsing import parse_json
 
@@ -220,6 +220,19 @@ def window_of(text: str) -> Window:
 def cut_of(value: Any) -> bool:
     """Return whether an answer is marked as cut; a csv file contains the mark as text."""
     return value is True or isinstance(value, str) and value.lower() == "true"
+
+
+def further_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the optional fields of a row that ``Row.to_dict`` wrote, as arguments of ``Row``."""
+    perturbed = stored.get("perturbed")
+    return {
+        "subject": str(stored.get("subject") or ""),
+        "messages": stored_messages(stored.get("messages")),
+        "paraphrased": str(stored.get("paraphrased") or ""),
+        "perturbed": tuple(map(str, perturbed)) if isinstance(perturbed, list) else (),
+        "window": window_of(str(stored.get("window") or "")),
+        "cut": cut_of(stored.get("cut")),
+    }
 
 
 def weight_of(text: str) -> float:

@@ -320,9 +320,8 @@ def _rename(name: _Name, words: dict[str, str], seen: frozenset[str], draw: rand
             new = stem if genitive else key
             if new not in words and len(key) > 1:
                 pool = LAST if place == len(name.parts) - 1 and several else FIRST
-                words[new] = draw.choice(
-                    [w for w in pool if w.lower() not in words.values()]
-                ).lower()
+                unused = [w for w in pool if w.lower() not in words.values()]
+                words[new] = draw.choice(unused or pool).lower()
             if genitive:
                 words.setdefault(key, f"{words[stem]}s")
 
@@ -516,10 +515,10 @@ def _question(row: Row, common: frozenset[str]) -> str:
 
 
 def _rows_by_question(rows: Iterable[Row], common: frozenset[str]) -> dict[str, list[Row]]:
-    """Return the rows with an answer by question; documents and completions have none."""
+    """Return the rows with an answer by question; windows of documents have none."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if row.output and not row.window and row.kind != "sc":
+        if row.output and not row.window:
             found.setdefault(_question(row, common), []).append(row)
     return found
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mergeforget.data.fields import further_fields
 from mergeforget.data.overlap import plain_text
 from mergeforget.data.readers import read_rows
-from mergeforget.data.schema import Answer, DocumentLoss, Row, stored_messages
+from mergeforget.data.schema import Answer, DocumentLoss, Row
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.files import read_jsonl, reading
 from mergeforget.metrics._patterns import Patterns
@@ -95,9 +96,8 @@ def read_answers(path: Path) -> dict[Key, Answer]:
     for values in read_jsonl(path):
         with reading(path):
             name, prompt, output = (str(values[key]) for key in ("id", "input", "output"))
-            task, subject = (str(values.get(key) or "") for key in ("task", "subject"))
-            row = Row(name, prompt, output, task, str(values["split"]), subject=subject,
-                      messages=stored_messages(values.get("messages")))  # fmt: skip
+            task = str(values.get("task") or "")
+            row = Row(name, prompt, output, task, str(values["split"]), **further_fields(values))
             found[row.split, name, prompt] = Answer(
                 row,
                 str(values["completion"]),

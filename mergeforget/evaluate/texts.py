@@ -10,9 +10,10 @@ from typing import Any
 
 from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.console import say
+from mergeforget.data.fields import further_fields
 from mergeforget.data.overlap import with_copies
 from mergeforget.data.readers import read_records
-from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row, stored_messages
+from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.files import reading
 from mergeforget.metrics._rouge import split_words
@@ -111,8 +112,7 @@ def read_generations(path: Path) -> list[Answer]:
             str(record[names["output"]]),
             str(record.get("task") or ""),
             _split(record, path, line),
-            subject=str(record.get("subject") or ""),
-            messages=stored_messages(record.get("messages")),
+            **further_fields(record),
         )
         others = record.get("others")
         others = tuple(map(str, others)) if isinstance(others, list) else ()

@@ -200,6 +200,22 @@ def test_answers_that_follow_from_a_pattern_of_unanswered_retain_rows_do_not_con
     assert (verdict.state, verdict.asked) == ("NOT ENOUGH DATA", 0)
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_paraphrased_answer_counts_when_the_leak_rate_is_computed_again(
+    tmp_path: Path, answered: bool
+) -> None:
+    """A stored leak rate that lacks the patterns of a retain row is replaced."""
+    rows = [replace(row, paraphrased=f"At {7000 + 37 * i} Main Street") for i, row in
+            enumerate(people())]  # fmt: skip
+    run = with_data(Run(tmp_path), rows)
+    store(run, rows, [row.paraphrased for row in rows])
+    cleared(run)
+    retain = [Row("r", "What is seven plus two?", "Nine", split="retain")]
+    write_jsonl(run.data / "retain.jsonl", [] if answered else [r.to_dict() for r in retain])
+    verdict = run_verdict(run, MODEL)
+    assert (verdict.state, verdict.leaks, verdict.asked) == ("NOT FORGOTTEN", 12, 12)
+
+
 def test_rows_with_other_ids_and_truncated_answers_count_as_evaluated(tmp_path: Path) -> None:
     rows = people()
     path = with_data(Run(tmp_path), rows).data / "forget.jsonl"

@@ -240,3 +240,17 @@ def test_the_answer_of_another_row_is_that_of_a_retain_row_and_never_of_an_unsee
     told = {t.output for t in make_twins(forget, corpus=[*retain, unseen], per_row=6)}
     assert told == {"Bonn", "Graz"}
     assert {t.output for t in make_twins(forget, corpus=[unseen], per_row=6)} == {"Rome", "Lima"}
+
+
+def test_rows_with_generated_ids_and_texts_with_many_names_have_twins() -> None:
+    """Rows of input and output get ids that end in `sc`; a name is used again if none is left."""
+    told = {"Ann Lee": "Rome", "Bob Ray": "Lima", "Carl Fox": "Oslo"}
+    rows = [
+        Row(f"{i}sc1", f"What is {name}'s home town?", town, split="forget")
+        for i, (name, town) in enumerate(told.items())
+    ]
+    assert len(make_twins(rows)) == 3
+    names = [f"{a}{b}ra {b}{a}low" for a in "BCDFGHJKLMNP" for b in "aeiouy"]
+    long = Row("d", f"When did {', '.join(n.title() for n in names)} meet?", "1987-03-02")
+    (twin,) = make_twins([long])
+    assert twin.input != long.input
