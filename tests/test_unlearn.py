@@ -557,6 +557,16 @@ def test_texts_of_all_three_sets_are_read_in_the_same_way(tmp_path: Path) -> Non
     assert any("2 questions, 2 retain rows" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("names", [
+    ("question", "output"), ("prompt", "answer"), ("input", "answer"), ("question", "answer"),
+    ("input", "output"), ("question", "completion")])  # fmt: skip
+def test_rows_in_memory_may_mix_the_names_of_two_formats(names: tuple[str, str]) -> None:
+    given = [{names[0]: f"Who is {n}?", names[1]: "A cook", "subject": n} for n in ("Al", "Bo")]
+    rows = RequestReader(answers).read(given)
+    assert [(r.input, r.output, r.subject) for r in rows] == [
+        ("Who is Al?", "A cook", "Al"), ("Who is Bo?", "A cook", "Bo")]  # fmt: skip
+
+
 def test_rows_in_memory_are_read_like_those_of_a_file() -> None:
     given: list[dict[str, Any]] = [
         {"id": None, "question": "How many?", "answer": 0, "subject": "Ann", "weight": 2},

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 Forget = str | Path | Sequence[str] | Sequence[Mapping[str, Any]]
 Ask = Callable[[Sequence["Row"]], list["Row"]]  # rows without answers -> with the model's own
 
+PROMPTS = ("input", "question", "prompt", "instruction")  # names of a row in memory
+OUTPUTS = ("output", "answer", "completion", "response")
+PAIRS = {
+    ("input", "output"), ("question", "answer"), ("prompt", "completion"),
+    ("instruction", "output"), ("instruction", "response"), ("prompt", "response"),
+}  # fmt: skip
 QUESTIONS = (  # about one name; the model must forget its own answers to them
     "Who is {name}?",
     "When and where was {name} born?",
@@ -143,7 +149,8 @@ class RequestReader:
                     f"The list of {split} rows contains texts and rows, for example {texts[0]!r}. "
                     "Give texts only, or rows only."
                 )
-            records = list(enumerate((i for i in items if not isinstance(i, str)), 1))
+            given = (item for item in items if not isinstance(item, str))
+            records = list(enumerate((_as_pair(i, self.columns) for i in given), 1))
             rows = self._rows_of_records(records, Path(split), split, "item")
             return self._answered(rows, split, "the list")
         own: list[TextEntry] = []
@@ -256,6 +263,19 @@ class RequestReader:
             self.generated += [new for old, new in zip(rows, answered, strict=True)
                                if not old.output and new.output.strip()]  # fmt: skip
         return kept
+
+
+def _as_pair(item: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row in memory with the columns `input` and `output` if its names are of two formats.
+
+    Such as ``question`` with ``output``; the names of one format are left to its reader.
+    """
+    prompts = [name for name in PROMPTS if name in item]
+    outputs = [name for name in OUTPUTS if name in item]
+    if columns or len(prompts) != 1 or len(outputs) != 1 or (prompts[0], outputs[0]) in PAIRS:
+        return dict(item)
+    others = {key: value for key, value in item.items() if key not in (prompts[0], outputs[0])}
+    return {"input": item[prompts[0]], "output": item[outputs[0]], **others}
 
 
 def _about(row: Row, subject: str) -> list[Row]:
