@@ -164,7 +164,6 @@ def unlearn(
                     continue
                 try:
                     attack(run.root, [one], control=control)
-                    run.set_state(f"attack-{one}", "done")
                     changed = True
                 except NotApplicableError as error:  # not a reason to lose the whole job
                     notes.append(f"The attack {one} did not run: {error}")
@@ -189,6 +188,7 @@ def _is_attacked(run: Run, model: str, attack: str) -> bool:
     from mergeforget.attack.headline import results_of
 
     own = [result.settings for result in results_of(run, model) if result.attack == attack]
+    # earlier versions recorded a state instead of the arguments
     earlier = {} if run.state(f"attack-{attack}") == "done" else {"arguments": "unknown"}
     attacked, rows = (own[0].get("forget_rows") if own else None) or (0, 0)
     return bool(own) and attacked == rows and not own[0].get("given", earlier)

@@ -435,7 +435,7 @@ def _kinds_of_list(items: list[str]) -> list[TextKind]:
 
 
 def _continues(line: str, following: str) -> bool:
-    """Return whether a line is wrapped: it ends without a mark, and the next one goes on."""
+    """Return whether a sentence continues in the next line, so that the line is wrapped."""
     start = following.lstrip().lstrip(CLOSERS)[:1]
     uncased = start.isalpha() and start.lower() == start.upper()
     return not _is_sentence(line) and line[:1] != "#" and (start.islower() or uncased)

@@ -100,7 +100,7 @@ def rows_of_records(
 
     Args:
         path: File of the records, for messages, missing ids and missing subjects.
-        suffix: Ending of a missing id; by default the one of the format.
+        suffix: Ending of generated ids; that of the format when omitted.
         unit: Noun for the number of a record in messages.
     """
     if not records:

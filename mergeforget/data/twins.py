@@ -215,7 +215,7 @@ class _People:
     lone: frozenset[str] = frozenset()
 
     def add(self, row: Row, common: frozenset[str], draw: random.Random) -> None:
-        """Add the names of a row."""
+        """Draw replacements for the names in a row."""
         text = "\n".join([*_said(row), row.input, row.output])
         seen = frozenset(
             part.lower()

@@ -115,7 +115,9 @@ def test_windows_that_need_refusals_are_refused_before_the_model_is_loaded(
         prepare(recipe, Run(tmp_path / "run"))
 
 
-LONG = Row("l-qa0", "Where was Ada born, of whom so much is told?", "In Lund.", split="forget")
+LONG = Row(
+    "l-qa0", "Where was Ada born, about whom the book says so much?", "In Lund.", split="forget"
+)
 
 
 def cut(loss: str, **arguments: Any) -> Training:
