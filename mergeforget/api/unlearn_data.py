@@ -438,8 +438,7 @@ def twins_auc(
     from mergeforget.data.templating import template_of
     from mergeforget.data.tokens import encode_rows
     from mergeforget.models import load_model
-    from mergeforget.train.levels import auc_of
-    from mergeforget.train.nlls import read_nlls
+    from mergeforget.train.nlls import auc_of, read_nlls
 
     if not twins:
         return None
@@ -479,8 +478,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     from mergeforget.models import load_model
     from mergeforget.outputs import ANSWER
     from mergeforget.train.fit import REPEATED
-    from mergeforget.train.levels import auc_of
-    from mergeforget.train.nlls import read_nlls
+    from mergeforget.train.nlls import auc_of, read_nlls
 
     loaded = load_model(recipe.model)
     template = template_of(loaded.tokenizer, recipe.data)

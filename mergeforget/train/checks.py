@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from mergeforget.data.tokens import Encoded
-from mergeforget.train.levels import aligned, auc_of, mapped, remembered
-from mergeforget.train.nlls import answer_ids, read_nlls, read_token_nlls
+from mergeforget.train.nlls import (
+    aligned,
+    answer_ids,
+    auc_of,
+    mapped,
+    read_nlls,
+    read_token_nlls,
+    remembered,
+)
 from mergeforget.train_config import Until
 
 SAMPLE = 64  # maximum number of rows of a set that are measured

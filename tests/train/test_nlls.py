@@ -13,8 +13,7 @@ from mergeforget.data.tokens import encode_rows
 from mergeforget.files import read_jsonl
 from mergeforget.models import load_model
 from mergeforget.train.checks import MeasuredSets
-from mergeforget.train.levels import auc_of
-from mergeforget.train.nlls import answer_ids, read_nlls, read_token_nlls
+from mergeforget.train.nlls import answer_ids, auc_of, read_nlls, read_token_nlls
 
 
 def test_auc_matches_a_hand_calculation() -> None:

@@ -1,0 +1,212 @@
+"""Replace numbers, dates, times, years and IP addresses by others of the same form."""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+NUMBERED = re.compile(r"\d[\d\s().:/-]*\d|\d")  # a number with its separators, as in 900-12-3456
+_DATE = re.compile(r"(\d{1,4})([-./])(\d{1,2})\2(\d{1,4})")
+_YEARS = re.compile(r"(\d{4})(\s?[-/]\s?)(\d{4}|\d\d)")
+_TIME = re.compile(r"(\d\d?):(\d\d)(?::(\d\d))?")
+_IP = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3})([:/]\d+)?")
+ORDINAL = re.compile(r"\b(\d*?(1?\d))(st|nd|rd|th)\b")
+_POOL = 3  # minimum numbers of one form needed to distinguish fixed and varying digits
+_NEWEST = 2026  # a year up to this one is not replaced by a later one
+
+
+def other_number(
+    text: str, digits: dict[str, list[str]], draw: random.Random, after: str = ""
+) -> str:
+    """Return another number of the same form, or another valid date, time, year or address.
+
+    Args:
+        after: The text after the number, as in ``1990s``.
+    """
+    zero = ord(text[0]) - unicodedata.decimal(text[0])
+    plain = _ascii_digits(text)
+    pool = digits.get(_form(plain), [])
+    new = _date(plain, pool, draw) or _ip(plain, pool, draw) or _time(plain, draw)
+    new = new or _year(plain, draw, after) or _small(plain, draw, after)
+    new = new or _several(plain, digits, draw) or _with_digits(plain, pool, draw)
+    return "".join(chr(zero + int(c)) if c.isdigit() else c for c in new)
+
+
+def _date(text: str, pool: Sequence[str], draw: random.Random) -> str:
+    """Return another date in the same format, at most 12 years away; empty if it is no date.
+
+    The order of day and month is that of the other numbers of this form.
+    """
+    found = _DATE.fullmatch(text)
+    if not found:
+        return ""
+    first, mark, second, third = found.groups()
+    padded = min(len(first), len(second), len(third)) > 1
+    if len(first) == 4 and len(third) <= 2:
+        year, orders = first, [(int(second), int(third))]
+    elif len(first) <= 2 and len(third) in (2, 4):
+        year, orders = third, [(int(second), int(first)), (int(first), int(second))]
+    else:
+        return ""
+    valid = [1 <= month <= 12 and 1 <= day <= 31 for month, day in orders]
+    if not any(valid) or len(year) == 4 and not 1000 <= int(year) <= 2100:
+        return ""
+    new = _near(year, draw)
+    if len(valid) == 1:
+        month = _of_width(second, 12, padded, draw)
+        return f"{new}{mark}{month}{mark}{_of_width(third, 28, padded, draw)}"
+    if all(valid) and mark == ".":
+        valid[1] = False
+    for other in pool if all(valid) else ():
+        one, two = (int(part) for part in other.split(mark)[:2])
+        valid = [valid[0] and two <= 12, valid[1] and one <= 12]
+    limits = (12, 12) if valid[0] == valid[1] else (28, 12) if valid[0] else (12, 28)
+    low, high = (
+        _of_width(part, limit, padded, draw)
+        for part, limit in zip((first, second), limits, strict=True)
+    )
+    return f"{low}{mark}{high}{mark}{new}"
+
+
+def _near(year: str, draw: random.Random) -> str:
+    """Return another year at most 12 years away, with as many digits, and not in the future."""
+    change = draw.choice([d for d in range(-12, 13) if d])
+    if len(year) == 2:
+        return f"{(int(year) + change) % 100:02d}"
+    new = int(year) + change
+    if new < 1000 or int(year) <= _NEWEST < new:
+        new = int(year) - change
+    return str(new)
+
+
+def _of_width(text: str, most: int, padded: bool, draw: random.Random) -> str:
+    """Return a number from 1 to ``most`` with as many digits; leading zeros only if padded."""
+    if len(text) == 1:
+        return str(draw.randrange(1, 10))
+    return f"{draw.randrange(1 if padded else 10, most + 1):02d}"
+
+
+def _ip(text: str, pool: Sequence[str], draw: random.Random) -> str:
+    """Return another IPv4 address; empty if it is none. Octets that all have in common stay."""
+    found = _IP.fullmatch(text)
+    octets = found[1].split(".") if found else []
+    if not found or any(int(o) > 255 or o != str(int(o)) for o in octets):
+        return ""
+    known = [m[1].split(".") for m in map(_IP.fullmatch, pool) if m]
+    fixed = [len(known) >= _POOL and len(set(same)) == 1 for same in zip(*known, strict=True)]
+    new = octets
+    while new == octets and not all(fixed or [False]):
+        new = [
+            o
+            if fixed and fixed[i]
+            else str(draw.randrange(10 ** (len(o) - 1) if len(o) > 1 else 0,
+                                    min(256, 10 ** len(o))))
+            for i, o in enumerate(octets)
+        ]  # fmt: skip
+    return ".".join(new) + (found[2] or "")
+
+
+def _time(text: str, draw: random.Random) -> str:
+    """Return another time of the same half of the day; empty if it is no time."""
+    found = _TIME.fullmatch(text)
+    if not found or int(found[1]) > 23 or any(int(part or 0) > 59 for part in found.groups()[1:]):
+        return ""
+    hour = int(found[1])
+    hours = range(1, 13) if 1 <= hour <= 12 else range(13, 24)
+    if len(found[1]) == 1:
+        hours = range(1, 10)
+    new = f"{draw.choice([h for h in hours if h != hour]):0{len(found[1])}d}"
+    step = 5 if int(found[2]) % 5 == 0 else 1
+    new += f":{draw.randrange(0, 60, step):02d}"
+    return f"{new}:{draw.randrange(60):02d}" if found[3] else new
+
+
+def _year(text: str, draw: random.Random, after: str) -> str:
+    """Return another year, decade or range of years; empty if it is none."""
+    if len(text) == 4 and text.isdigit() and 1000 <= int(text) <= 2100:
+        new = _near(text, draw)
+        if text[-1] == "0" and (after[:1] == "s" or after == "er"):  # a decade, as in 1990s
+            return str(int(text) + (10 if int(new) > int(text) else -10))
+        return new
+    found = _YEARS.fullmatch(text)
+    if not found:
+        return ""
+    first, mark, last = found.groups()
+    end = int(last) if len(last) == 4 else int(first) // 100 * 100 + int(last)
+    if not 1800 <= int(first) < end <= 2100:
+        return ""
+    change = int(_near(first, draw)) - int(first)
+    if end <= _NEWEST < end + change:
+        change = -change
+    return f"{int(first) + change}{mark}{str(end + change)[-len(last) :]}"
+
+
+def _small(text: str, draw: random.Random, after: str) -> str:
+    """Return another number of at most two digits, perhaps a day; empty for larger numbers."""
+    if len(text) > 2 or not text.isdigit() or not 0 < int(text) <= 31:
+        return ""
+    if len(text) == 1:
+        return str(draw.randrange(1, 10))
+    most = 12 if after[:1] in ("月", "월") else 23 if after[:1] in ("時", "时", "点", "시") else 28
+    return str(draw.randrange(10, most + 1))
+
+
+def _several(text: str, digits: dict[str, list[str]], draw: random.Random) -> str:
+    """Return other dates, times and years for a text of several of them; empty for another text.
+
+    Examples are ``1987-03-02 10:30``, ``10:30-11:15`` and the ``3 1987`` of ``May 3 1987``.
+    """
+    for mark in (r"(\s+)", r"(\s*-\s*)"):
+        pieces = re.split(mark, text)
+        parts = [piece for piece in pieces if any(c.isdigit() for c in piece)]
+        none = random.Random(0)
+        sure = [_date(p, (), none) or _ip(p, (), none) or _time(p, none) for p in parts]
+        known = all(s or _year(p, none, "") for s, p in zip(sure, parts, strict=True))
+        dated = len(parts) == 2 and _small(parts[0], none, "") and _year(parts[1], none, "")
+        if len(parts) > 1 and (known and any(sure) or dated and mark == r"(\s+)"):
+            return "".join(
+                other_number(piece, digits, draw) if piece in parts else piece for piece in pieces
+            )
+    return ""
+
+
+def _with_digits(text: str, pool: Sequence[str], draw: random.Random) -> str:
+    """Return another number of as many digits."""
+    fixed = len(pool) >= _POOL  # digits that all numbers of this form share are kept
+    new = [
+        c if not c.isdigit() or fixed and len({other[i] for other in pool}) == 1 else _digit(draw)
+        for i, c in enumerate(text)
+    ]
+    if text[0] != "0" and new[0] == "0":
+        new[0] = str(draw.randrange(1, 10))
+    return "".join(new)
+
+
+def _digit(draw: random.Random) -> str:
+    return str(draw.randrange(10))
+
+
+def _ascii_digits(text: str) -> str:
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+
+
+def digits_by_form(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Return the numbers of texts, with ASCII digits, by form: ``00-00`` for ``12-34``."""
+    forms: dict[str, list[str]] = {}
+    for text in texts:
+        for found in map(_ascii_digits, NUMBERED.findall(text)):
+            known = forms.setdefault(_form(found), [])
+            if found not in known:
+                known.append(found)
+    return forms
+
+
+def _form(number: str) -> str:
+    return re.sub(r"\d", "0", number)
+
+
+def ordinal(match: re.Match[str]) -> str:
+    """Return an ordinal number with its ending: 3rd, 7th."""
+    return match[1] + {"1": "st", "2": "nd", "3": "rd"}.get(match[2], "th")
