@@ -36,6 +36,7 @@ SPLITS = ("forget", "retain", "holdout")
 EXACT = 0.05  # share of forget answers that may still be repeated
 BALANCED = (0.35, 0.65)  # AUC on the report split
 ROWS = 24  # of a set of published data
+LONG_ROWS = 12  # of LUME's tasks with long documents, whose training steps take 10 to 20 s
 
 
 def people(count: int, questions: int, seed: int) -> Sets:
@@ -84,10 +85,10 @@ def chat(seed: int) -> Sets:
     }  # fmt: skip
 
 
-def lume(task: str, seed: int) -> Sets:
+def lume(task: str, seed: int, rows: int = ROWS) -> Sets:
     """Return whole documents of one task of LUME."""
     files = {"forget": "forget_train", "retain": "retain_train", "holdout": "holdout"}
-    return published("lume", files, seed, lambda row: row.task == task)
+    return published("lume", files, seed, lambda row: row.task == task, rows=rows)
 
 
 def tofu(seed: int) -> Sets:
@@ -102,8 +103,9 @@ def published(
     seed: int,
     wanted: Callable[[Row], bool],
     questions: int | None = None,
+    rows: int = ROWS,
 ) -> Sets:
-    """Return at most ``ROWS`` rows of each published file, and twice as many of the holdout.
+    """Return at most ``rows`` rows of each published file, and twice as many of the holdout.
 
     Args:
         questions: The number of rows per subject, its first ones; all of them when None.
@@ -119,14 +121,14 @@ def published(
         paths = [p for p in sorted((Path(place) / folder).glob(f"{name}.*")) if p.is_file()]
         if not paths:
             raise InputError(f"there is no file {folder}/{name}.*")
-        rows = [row for row in read_rows(paths[0], split=split) if wanted(row)]
+        read = [row for row in read_rows(paths[0], split=split) if wanted(row)]
         if questions is not None:
-            place_of = {row.id: i for subject in by_subject(rows) for i, row in enumerate(subject)}
-            rows = [row for row in rows if place_of[row.id] < questions]
-        if not rows:
+            place_of = {row.id: i for subject in by_subject(read) for i, row in enumerate(subject)}
+            read = [row for row in read if place_of[row.id] < questions]
+        if not read:
             raise InputError(f"{folder}/{paths[0].name} has no such rows")
-        most = 2 * ROWS if split == "holdout" else ROWS
-        found[split] = limit_rows(rows, min(most, len(rows)), seed)[0]
+        most = 2 * rows if split == "holdout" else rows
+        found[split] = limit_rows(read, min(most, len(read)), seed)[0]
     return found
 
 
@@ -145,9 +147,9 @@ SETS: dict[str, Callable[[], Sets]] = {
     "documents": lambda: documents(104),
     "german": lambda: german(105),
     "chat": lambda: chat(106),
-    "lume-1": lambda: lume("Task1", 107),
+    "lume-1": lambda: lume("Task1", 107, LONG_ROWS),
     "lume-2": lambda: lume("Task2", 108),
-    "lume-3": lambda: lume("Task3", 109),
+    "lume-3": lambda: lume("Task3", 109, LONG_ROWS),
     "tofu": lambda: tofu(110),
 }
 
