@@ -206,6 +206,31 @@ def test_one_merge_at_the_end_sums_the_pairs_and_tests_every_request(
         call_sequence(knowing, halves, out, merge="each")
 
 
+def test_a_recipe_that_names_columns_reads_the_rows_of_each_request(
+    knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of a request are written with the usual names of columns."""
+    files: dict[str, list[Path]] = {"forget": [], "retain": []}
+    for name in ("forget", "retain"):
+        for i, row in enumerate(read_jsonl(knowing[name])[:2]):
+            path = tmp_path / f"{name}{i}.jsonl"
+            write_jsonl(path, [{"q1": row["input"], "a1": row["output"]}])
+            files[name].append(path)
+    recipe = tmp_path / "mine.yaml"
+    save_recipe(load_recipe("level", ["data.columns.input=q1", "data.columns.output=a1"]), recipe)
+    asked = []
+
+    def request(_: Any, *, forget: Path, settings: Any, recipe: Any, **__: Any) -> None:
+        columns = load_recipe(recipe, settings).data.columns
+        asked.append(read_rows(forget, split="forget", columns=columns)[0].input)
+        raise InputError("the first request")
+
+    monkeypatch.setattr("mergeforget.api.sequence.unlearn", request)
+    with pytest.raises(InputError, match="the first request"):
+        mf.unlearn_sequence(knowing["model"], **files, recipe=recipe, out=tmp_path / "seq")
+    assert asked == [read_jsonl(knowing["forget"])[0]["input"]]
+
+
 @pytest.mark.slow
 def test_each_request_of_a_sequence_has_a_verdict_and_is_tested_again(
     knowing: dict[str, Path], halves: list[Path], tmp_path: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,18 @@ def test_a_data_frame_is_read_as_rows() -> None:
     found = read_request(frame, frame.assign(answer=["Bob", 1991]), None, answers)
     assert [r.output for r in (*found.forget, *found.retain)] == ["Ann", "1990", "Bob", "1991"]
     assert found.forget[0].subject == "s" and facts_of(frame)[0]["question"] == "Who?"
+
+
+def test_arrays_and_decimals_in_a_data_frame_are_read_as_lists_and_numbers() -> None:
+    """A data frame from parquet has arrays where a file has lists."""
+    pandas = pytest.importorskip("pandas")
+    numpy = pytest.importorskip("numpy")
+    turns = numpy.array([{"role": "user", "content": "Who?"},
+                         {"role": "assistant", "content": "Ann"}])  # fmt: skip
+    (row,) = RequestReader(answers).read(pandas.DataFrame({"messages": [turns]}))
+    assert (row.input, row.output) == ("Who?", "Ann")
+    frame = pandas.DataFrame({"question": ["What?"], "answer": [Decimal("3.50")]})
+    assert RequestReader(answers).read(frame)[0].output == "3.50"
 
 
 @pytest.mark.parametrize(

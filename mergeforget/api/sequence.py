@@ -143,11 +143,12 @@ def unlearn_sequence(
         )
     started, limit = time.monotonic(), seconds_of(time_limit)
     given: dict[str, list[Any]] = dict(zip(SOURCES, _sources(forget, retain, holdout), strict=True))
+    # the rows of each request are written with the names of columns that mergeforget uses
+    changes = [s for s in assignments_of(settings) if not s.startswith("data.columns")]
     common: dict[str, Any] = {
         "recipe": recipe, "control": control or (str(model) if memorise else None),
         "template": template, "system_prompt": system_prompt, "turns": turns,
-        # the rows of each request are written with the names of columns that mergeforget uses
-        "settings": [s for s in assignments_of(settings) if not s.startswith("data.columns")],
+        "settings": [*changes, "data.columns={}"] if _own_columns(recipe) else changes,
     }  # fmt: skip
     root = Path(out) if out is not None else Path("runs") / f"sequence-{_stem(forget[0])}"
     first: dict[str, Any] = {"adapter": adapter, "after": after}
@@ -300,6 +301,11 @@ def _recipe(recipe: str | Path | Recipe, facts: dict[str, Any]) -> Recipe:
     from mergeforget.recipe import Recipe, load_recipe
 
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe, facts["settings"])
+
+
+def _own_columns(recipe: str | Path | Recipe) -> bool:
+    """Return whether a recipe names columns of the files."""
+    return bool(_recipe(recipe, {"settings": ()}).data.columns)
 
 
 def _memorised(

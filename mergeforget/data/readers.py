@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from mergeforget.console import say
 from mergeforget.data.fields import entries_of
@@ -434,8 +436,10 @@ def _plain_value(value: Any, place: str) -> Any:
         return [_plain_value(one, place) for one in value]
     if isinstance(value, date):
         return value.isoformat()
-    if hasattr(value, "item") and not getattr(value, "shape", ()):  # a number of NumPy
-        value = value.item()
+    if hasattr(value, "tolist"):  # a number or an array of NumPy
+        return _plain_value(value.tolist(), place)
+    if isinstance(value, Decimal | UUID):
+        return str(value)
     if isinstance(value, float) and value != value:
         return None
     if value is None or isinstance(value, str | int | float):
