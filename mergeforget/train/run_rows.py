@@ -135,6 +135,11 @@ def read_data(data: DataSpec) -> Sets:
     Raises:
         RecipeError: The recipe names no data.
     """
+    if data.forget and not data.retain:
+        raise RecipeError(
+            "No retain rows: give --retain, or data.retain in the recipe. `mergeforget unlearn` "
+            "needs --forget only: it takes the model's own answers as retain rows."
+        )
     if not data.forget or not data.retain:
         raise RecipeError(
             "No data: give --forget and --retain, or data.forget and data.retain in the recipe. "

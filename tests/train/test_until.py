@@ -15,6 +15,7 @@ from mergeforget.adapter import read_adapter
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.files import read_json, read_jsonl, write_jsonl
 from mergeforget.recipe import Recipe, change, load_recipe
+from mergeforget.recipe_sections import DataSpec
 from mergeforget.run import Run
 from mergeforget.score import Score, find, read_scores
 from mergeforget.search.budget import SearchBudget
@@ -135,6 +136,15 @@ def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path
     ]
     with pytest.raises(InputError, match="Only 0 of .* forget rows have a perturbed twin"):
         add_twins(replace(sets, forget=chinese, holdout=[]), recipe)
+
+
+@pytest.mark.parametrize(("forget", "message"), [("a.jsonl", "unlearn"), (None, "data make")])
+def test_a_recipe_without_data_says_how_to_get_some(forget: str | None, message: str) -> None:
+    with pytest.raises(
+        RecipeError,
+        match=f"give --.*`mergeforget {message}`",
+    ):
+        read_data(DataSpec(forget=forget))
 
 
 @pytest.mark.parametrize(
