@@ -271,6 +271,21 @@ class Robust(RecipeSection):
         return self
 
 
+class Average(RecipeSection):
+    """Use the mean of the weights after some steps as the result of a training.
+
+    Attributes:
+        start: Share of the steps before the first one whose weights count.
+        every: Steps between two that count.
+
+    Source: stochastic weight averaging, Izmailov et al. 2018, arXiv:1803.05407; against relearning,
+        Fan et al. 2025, arXiv:2502.05374, whose code takes every 5th of 125 steps from step 100 on.
+    """
+
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    every: Positive = 5
+
+
 class Training(RecipeSection):
     """Settings of one training. An epoch is one pass over the forget set.
 
@@ -290,9 +305,11 @@ class Training(RecipeSection):
     )
     reinforce: Reinforce | None = None  # of the loss whp; None: its defaults
     scorer: Scorer | None = None  # of the loss atwu; None: its defaults
-    direction: Literal["sum", "ngdiff", "gru", "sam"] = "sum"  # combination of the two gradients
+    direction: Literal["sum", "ngdiff", "gru", "sam", "gp", "cr"] = "sum"  # of the gradients
     gru_smoothing: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the retain gradient, with gru
-    sam_radius: Rate = 0.01  # norm of the weight perturbation, with sam
+    radius: Rate = 0.01  # norm of the weight perturbation, with sam, gp and cr
+    penalty: Rate = 0.01  # weight of the gradient's norm (gp) or of its change (cr)
+    average: Average | None = None  # the result is a mean of weights
     robust: Robust | None = None  # compute forget terms through rounded or noisy weights
     clip_each: NotNegative = 0.0  # maximum norm of a micro-batch's gradient, with ngdiff; 0: none
     auto_rate: AutoRate | None = None
@@ -356,8 +373,10 @@ class Training(RecipeSection):
                 f"dual has no proper effect with direction {self.direction}, which rescales the "
                 "gradients of the terms: leave out dual, or set direction: sum"
             )
-        if self.direction == "sam" and "forget" not in sets:
-            raise ValueError("direction sam perturbs along the forget gradient: add a forget term")
+        if self.direction in ("sam", "gp", "cr") and "forget" not in sets:
+            raise ValueError(
+                f"direction {self.direction} perturbs along the forget gradient: add a forget term"
+            )
         if self.robust and "forget" not in sets:
             raise ValueError("robust perturbs the weights of forget terms: add one on forget")
         if self.robust and self.gradient_checkpointing is True:
@@ -376,8 +395,15 @@ class Training(RecipeSection):
             )
         if self._differs("gru_smoothing") and self.direction != "gru":
             raise ValueError("gru_smoothing applies only to direction gru")
-        if self._differs("sam_radius") and self.direction != "sam":
-            raise ValueError("sam_radius applies only to direction sam")
+        if self._differs("radius") and self.direction not in ("sam", "gp", "cr"):
+            raise ValueError("radius applies only to the directions sam, gp and cr")
+        if self._differs("penalty") and self.direction not in ("gp", "cr"):
+            raise ValueError("penalty applies only to the directions gp and cr")
+        if self.average and (self.until or self.watch):
+            raise ValueError(
+                "average replaces the last weights by a mean, which until and watch do not measure:"
+                " leave out average, or until and watch"
+            )
         if self.auto_rate and (self.direction, self.optimizer) != ("ngdiff", "sgd"):
             raise ValueError(
                 "auto_rate fits the step theta - eta g: set direction: ngdiff and optimizer: sgd"

@@ -210,7 +210,7 @@ def test_a_recipe_that_names_columns_reads_the_rows_of_each_request(
     knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rows of a request are written with the usual names of columns."""
-    files: dict[str, list[Path]] = {"forget": [], "retain": []}
+    files: dict[str, Any] = {"forget": [], "retain": []}
     for name in ("forget", "retain"):
         for i, row in enumerate(read_jsonl(knowing[name])[:2]):
             path = tmp_path / f"{name}{i}.jsonl"

@@ -21,6 +21,7 @@ from mergeforget.train.callbacks import (
     ProgressBar,
     Snapshots,
     StopWhenLearned,
+    WeightAverage,
 )
 from mergeforget.train.dataset import PairedRows
 from mergeforget.train.early_stopping import Watcher
@@ -122,6 +123,8 @@ def callbacks_of(
         callbacks.append(controller)
     elif snapshot is not None and plan is not None:
         callbacks.append(Snapshots(plan.snapshots, snapshot))
+    if plan is not None and plan.average is not None:
+        callbacks.append(WeightAverage(plan.average))
     bar = ProgressBar(job.stage, controller, at_most=stop_at is not None)
     callbacks += [Epochs(rows, order), Guard(), bar, checkpoints]
     return callbacks if stop_at is None else [*callbacks, StopWhenLearned(stop_at)]

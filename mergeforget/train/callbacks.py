@@ -1,4 +1,4 @@
-"""Trainer callbacks: progress bar, snapshots, checkpoints, guards and the dual weight."""
+"""Trainer callbacks: progress bar, snapshots, checkpoints, guards, dual weight, average."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -37,6 +38,7 @@ from mergeforget.train.samplers import (
     Order,
 )
 from mergeforget.train.trainer import UnlearningTrainer
+from mergeforget.train_config import Average
 
 
 class Epochs(TrainerCallback):
@@ -365,6 +367,53 @@ class DualWeight(TrainerCallback, ExportableState):
         value = self.trainer.value_of(self.term)
         if value is not None:  # None in a step that has only the other set
             self.weight = max(0.0, self.weight + self.step * (value - self.limit))
+
+
+class WeightAverage(TrainerCallback):
+    """Replace the weights at the end of a training by their mean over some steps.
+
+    The sum so far is part of each checkpoint.
+    """
+
+    FILE = "average.safetensors"
+
+    def __init__(self, average: Average) -> None:
+        self.average = average
+        self.total: list[torch.Tensor] = []  # of the weights that count, in float32
+        self.steps = 0
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
+        if path.exists():
+            found = load_file(path)
+            self.steps = int(found.pop("steps"))
+            places = zip(range(len(found)), _trained(model), strict=True)
+            self.total = [found[str(i)].to(p.device) for i, p in places]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        after = state.global_step - max(1, round(self.average.start * state.max_steps))
+        if after < 0 or after % self.average.every:
+            return
+        weights = [p.detach().float() for p in _trained(model)]
+        old = self.total or [torch.zeros_like(w) for w in weights]
+        self.total = [total + weight for total, weight in zip(old, weights, strict=True)]
+        self.steps += 1
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.total and is_main():
+            tensors = {str(i): total.contiguous() for i, total in enumerate(self.total)}
+            tensors["steps"] = torch.tensor(self.steps)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            save_file(tensors, folder / self.FILE)
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        with torch.no_grad():
+            for parameter, total in zip(_trained(model), self.total, strict=True):
+                parameter.copy_(total / self.steps)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

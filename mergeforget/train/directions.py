@@ -1,4 +1,4 @@
-"""Pure functions for update directions from two gradients, and for fitted learning rates.
+"""Pure functions for update directions from gradients, and for fitted learning rates.
 
 A gradient is a list of tensors, one per trained parameter. Norms and inner products are computed
 over all parameters in float64.
@@ -78,6 +78,65 @@ def rectified(objective: Gradient, retain: Gradient) -> list[Tensor]:
         return list(objective)
     factor = conflict / squared_norm
     return [g - factor * r for g, r in zip(objective, retain, strict=True)]
+
+
+def along(gradient: Gradient, distance: float) -> list[Tensor]:
+    """Return the vector of length ``distance`` in the direction of a gradient; 0 if that is 0."""
+    length = norm(gradient)
+    return [g * (distance / length if length else 0.0) for g in gradient]
+
+
+def norm_penalised(here: Gradient, ahead: Gradient, radius: float, penalty: float) -> list[Tensor]:
+    """Return the gradient of ``L + penalty ||grad L||``, from two gradients of L.
+
+    ``g + penalty (g(theta + radius g / ||g||) - g) / radius``: the gradient of the norm is
+    ``H g / ||g||``, whose product with the Hessian is a finite difference, exact up to O(radius).
+
+    Args:
+        here, ahead: Gradient of L at ``theta`` and at ``theta + radius g / ||g||``.
+
+    Source: the gradient penalty of Fan et al. 2025, arXiv:2502.05374, section 4; the finite
+        difference is that of Zhao et al. 2022, arXiv:2202.03599, eq. 6.
+
+    Example:
+        >>> import torch
+        >>> here, ahead = [torch.tensor([3.0, 4.0])], [torch.tensor([3.5, 4.0])]
+        >>> norm_penalised(here, ahead, radius=0.5, penalty=2.0)
+        [tensor([5., 4.])]
+    """
+    factor = penalty / radius
+    return [g + factor * (a - g) for g, a in zip(here, ahead, strict=True)]
+
+
+def curvature_penalised(
+    here: Gradient,
+    ahead: Gradient,
+    here_bent: Gradient,
+    ahead_bent: Gradient,
+    radius: float,
+    penalty: float,
+) -> list[Tensor]:
+    """Return the gradient of ``L + penalty ||d||``, ``d = g(theta + v) - g(theta)``, v constant.
+
+    ``v = radius g / ||g||``. The gradient of the norm is ``(H(theta + v) - H(theta)) d / ||d||``, H
+    the Hessian of L. Both products are finite differences, exact up to O(radius).
+
+    Args:
+        here, ahead: Gradient of L at ``theta`` and at ``theta + v``.
+        here_bent, ahead_bent: The same, each moved on by ``radius d / ||d||``.
+
+    Source: the curvature regularisation of Fan et al. 2025, arXiv:2502.05374, section 4, after
+        Moosavi-Dezfooli et al. 2019, arXiv:1811.09716.
+
+    Example:
+        >>> import torch
+        >>> one = torch.tensor([1.0, 0.0])
+        >>> curvature_penalised([one], [2 * one], [2 * one], [5 * one], radius=1.0, penalty=0.5)
+        [tensor([2., 0.])]
+    """
+    factor = penalty / radius
+    parts = zip(here, ahead, here_bent, ahead_bent, strict=True)
+    return [g + factor * ((far - a) - (near - g)) for g, a, near, far in parts]
 
 
 def clipped(gradient: Gradient, most: float) -> list[Tensor]:

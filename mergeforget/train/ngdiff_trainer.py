@@ -1,4 +1,4 @@
-"""A Trainer that combines the gradients of the forget and retain terms: NGDiff, GRU and SAM."""
+"""A Trainer that combines gradients of the forget and retain terms: NGDiff, GRU, SAM and others."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from mergeforget.recipe import Training
 from mergeforget.train.dataset import Share
 from mergeforget.train.directions import (
     RateFit,
+    along,
     clipped,
+    curvature_penalised,
     fitted_rate,
     ngdiff,
     norm,
+    norm_penalised,
     probed_rate,
     rectified,
 )
 from mergeforget.train.objective import compute, reads_of
 from mergeforget.train.trainer import UnlearningTrainer
 
+SMOOTHING = ("sam", "gp", "cr")  # directions that limit the sharpness of the forget terms
 EMA = "retain_gradient.safetensors"  # file of a checkpoint: GRU's smoothed retain gradient
 
 
@@ -38,6 +42,8 @@ class NGDiffTrainer(UnlearningTrainer):
       is smoothed over steps (arXiv:2503.09117). Each checkpoint holds the smoothed gradient.
     - ``sam`` adds the retain gradient to the gradient of the forget terms at
       ``theta + radius * g / ||g||``, g their gradient at theta (arXiv:2502.05374).
+    - ``gp`` and ``cr`` add the retain gradient to that of the forget terms and a penalty on the
+      norm of their gradient, or on its change within ``radius`` (the same paper).
     """
 
     def __init__(self, *, training: Training, **settings: Any) -> None:
@@ -125,9 +131,9 @@ class NGDiffTrainer(UnlearningTrainer):
         retain = self._gathered.get("retain", zeros)
         if self.training.direction == "gru":
             step = rectified(self._gathered["forget"], self._smoothed(retain))
-        elif self.training.direction == "sam":
-            sharp = self._perturbed_gradient(model, self._gathered["forget"])
-            step = [r + f for r, f in zip(retain, sharp, strict=True)]
+        elif self.training.direction in SMOOTHING:
+            smooth = self._smooth_gradient(model, self._gathered["forget"])
+            step = [r + f for r, f in zip(retain, smooth, strict=True)]
         else:
             step = ngdiff(retain, [-g for g in self._gathered["forget"]])
         for parameter, g in zip(self._trained(), step, strict=True):
@@ -158,18 +164,34 @@ class NGDiffTrainer(UnlearningTrainer):
             tensors = load_file(path)
             self._mean = [tensors[str(i)] for i in range(len(tensors))]
 
-    def _perturbed_gradient(self, model: Any, gradient: Sequence[Tensor]) -> list[Tensor]:
-        """Return the forget gradient at ``theta + radius * g / ||g||``; theta is restored."""
-        length, parameters = norm(gradient), list(self._trained())
-        if not length:
-            return list(gradient)
+    def _smooth_gradient(self, model: Any, here: list[Tensor]) -> list[Tensor]:
+        """Return the gradient of the forget terms with the sharpness that the direction limits."""
+        settings = self.training
+        radius, penalty = settings.radius, settings.penalty
+        if not norm(here):
+            return here
+        offset = along(here, radius)
+        ahead = self._forget_gradient(model, offset)
+        if settings.direction == "sam":
+            return ahead
+        if settings.direction == "gp":
+            return norm_penalised(here, ahead, radius, penalty)
+        bend = along([a - g for a, g in zip(ahead, here, strict=True)], radius)
+        here_bent = self._forget_gradient(model, bend)
+        both = [one + other for one, other in zip(offset, bend, strict=True)]
+        ahead_bent = self._forget_gradient(model, both)
+        return curvature_penalised(here, ahead, here_bent, ahead_bent, radius, penalty)
+
+    def _forget_gradient(self, model: Any, offset: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradient of the forget terms at ``theta + offset``; theta is restored."""
+        parameters = list(self._trained())
         originals = [p.data.clone() for p in parameters]
         noted = dict(self._pending), dict(self._pending_notes)
         terms = [t for t in self.terms if t.on == "forget"]
         self._gathered.pop("forget")
         with torch.no_grad():
-            for parameter, g in zip(parameters, gradient, strict=True):
-                parameter.data.add_(g, alpha=self.training.sam_radius / length)
+            for parameter, change in zip(parameters, offset, strict=True):
+                parameter.data.add_(change)
         try:
             for share in self._shares:
                 with self._apart(model):
@@ -179,10 +201,10 @@ class NGDiffTrainer(UnlearningTrainer):
             for parameter, data in zip(parameters, originals, strict=True):
                 parameter.data.copy_(data)
             self._pending, self._pending_notes = noted
-        sharp = self._gathered["forget"]
+        gradient = self._gathered["forget"]
         if self.accelerator.num_processes > 1:
-            sharp = [self.accelerator.reduce(g, "mean") for g in sharp]
-        return sharp
+            gradient = [self.accelerator.reduce(g, "mean") for g in gradient]
+        return gradient
 
     def _fit(self, model: Any, retain: Sequence[Tensor], step: Sequence[Tensor]) -> RateFit:
         settings = self.training.auto_rate

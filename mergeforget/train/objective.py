@@ -118,6 +118,11 @@ def check_recipe(recipe: Recipe) -> None:
                 f"{key}: robust rounds whole weight matrices, which do not exist with "
                 "model.quantization or FSDP. Leave out robust, or train without them."
             )
+        if training.average and sharded():
+            raise RecipeError(
+                f"{key}: average adds up whole weights, which no process has with FSDP. Leave out "
+                "average, or train without FSDP."
+            )
         for name in training.report_to:
             if find_spec(name) is None:
                 raise RecipeError(

@@ -153,7 +153,7 @@ def test_a_loss_registered_as_not_additive_is_computed_for_each_micro_batch(
     assert float(loss) == pytest.approx(2 * torch.tensor(8.0).log().item())
 
 
-@pytest.mark.parametrize("direction", ["sum", "ngdiff", "sam"])
+@pytest.mark.parametrize("direction", ["sum", "ngdiff", "sam", "cr"])
 def test_fusing_saves_passes_without_changing_the_training(
     direction: str,
     tmp_path: Path,
@@ -192,7 +192,7 @@ def test_fusing_saves_passes_without_changing_the_training(
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-4)
     check = 1  # the model is checked once for attention between packed rows
     micro_batches, steps = 5, 2
-    each = {"sum": 1, "ngdiff": 2, "sam": 3}[direction]
+    each = {"sum": 1, "ngdiff": 2, "sam": 3, "cr": 5}[direction]
     assert passes[0] - passes[1] == each * (micro_batches - steps)
     assert passes[1] - each * steps in (0, check)
 

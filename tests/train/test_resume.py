@@ -15,7 +15,7 @@ from mergeforget.files import read_jsonl
 from mergeforget.run import Run
 from mergeforget.train import callbacks, reference
 from mergeforget.train.fit import TrainingJob, train_adapter
-from mergeforget.train_config import AutoRate, Dual, Lora, Term, Training, Watch
+from mergeforget.train_config import AutoRate, Average, Dual, Lora, Term, Training, Watch
 
 SETS = {
     name: [Row(f"{name}{i}-qa0", f"Who is {i * 'x'}?", f"Ada {i}.", "", name) for i in range(size)]
@@ -36,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "watch": {"watch": Watch(every=2, sample=3, best_by="retain_nll"), "learning_rate": 0.1},
     "gru": {"direction": "gru", "objective": [GA, GD]},
     "sam": {"direction": "sam"},
+    "average": {"average": Average(start=0.3, every=1)},
     "dual": {"dual": Dual(limit=1.0, step=0.5)},
     "checkpointing": {"gradient_checkpointing": True},
 }

@@ -19,7 +19,16 @@ from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import predict
 from mergeforget.train.pair import choose_trained, train_model
 from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
-from mergeforget.train_config import AutoRate, Dual, Full, Lora, Term, Training, Watch
+from mergeforget.train_config import (
+    AutoRate,
+    Average,
+    Dual,
+    Full,
+    Lora,
+    Term,
+    Training,
+    Watch,
+)
 
 SETS = {
     name: [Row(f"{name}{i}-qa0", f"Who is {i}?", f"Ada {i} {name}.", "", name) for i in range(5)]
@@ -184,12 +193,12 @@ def test_sam_takes_the_forget_gradient_at_the_perturbed_weights(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = train("plain", objective=[NPO, GD], optimizer="sgd", max_grad_norm=0.0)
-    tiny, lines = train("tiny", direction="sam", sam_radius=1e-7, objective=[NPO, GD],
+    tiny, lines = train("tiny", direction="sam", radius=1e-7, objective=[NPO, GD],
                         optimizer="sgd", max_grad_norm=0.0)  # fmt: skip
     for name, weight in plain.items():
         torch.testing.assert_close(tiny[name], weight, rtol=1e-4, atol=1e-6)
     assert set(lines[0]["terms"]) == {"npo_forget", "gd_retain"}
-    wide, _ = train("wide", direction="sam", sam_radius=0.5, objective=[NPO, GD],
+    wide, _ = train("wide", direction="sam", radius=0.5, objective=[NPO, GD],
                     optimizer="sgd", max_grad_norm=0.0)  # fmt: skip
     assert any(not torch.allclose(wide[name], plain[name], atol=1e-5) for name in plain)
 
@@ -223,7 +232,7 @@ class Twin:
         self.weight = dict(self.model.named_parameters())[TRAINED]
         self.tokenizer = tokenizer
 
-    def slope(self, name: str, theta: torch.Tensor) -> torch.Tensor:
+    def slope(self, name: str, theta: torch.Tensor, graph: bool = False) -> torch.Tensor:
         with torch.no_grad():
             self.weight.copy_(theta)
         losses = []
@@ -233,7 +242,8 @@ class Twin:
             logits = self.model(input_ids=torch.tensor([prompt + answer])).logits[0]
             logps = logits[len(prompt) - 1 : -1].log_softmax(-1)
             losses += [-logps[i, token] for i, token in enumerate(answer)]
-        (found,) = torch.autograd.grad(torch.stack(losses).mean(), self.weight)
+        mean = torch.stack(losses).mean()
+        (found,) = torch.autograd.grad(mean, self.weight, create_graph=graph)
         return found
 
 
@@ -241,7 +251,7 @@ def test_a_step_of_sam_equals_its_equation_in_float64(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     ours = weights_after(
-        tmp_path, make_model, tiny_tokenizer, direction="sam", sam_radius=RADIUS, epochs=1
+        tmp_path, make_model, tiny_tokenizer, direction="sam", radius=RADIUS, epochs=1
     )
     twin = Twin(make_model, tiny_tokenizer)
     start = twin.weight.detach().clone()
@@ -288,12 +298,64 @@ def test_two_steps_of_gru_equal_their_equation_in_float64(
     assert (ours - after(1 - SMOOTHING, SMOOTHING)).norm() > 1e-3 * size
 
 
+@pytest.mark.parametrize(("direction", "penalty"), [("gp", 2.0), ("cr", 1000.0)])
+def test_a_step_with_a_penalty_equals_its_equation_in_float64(
+    direction: str,
+    penalty: float,
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+) -> None:
+    """The finite differences of float32 gradients equal derivatives by autograd."""
+    radius = 0.05
+    ours = weights_after(
+        tmp_path, make_model, tiny_tokenizer, direction=direction, radius=radius, penalty=penalty,
+        epochs=1,
+    )  # fmt: skip
+    twin = Twin(make_model, tiny_tokenizer)
+    start = twin.weight.detach().clone()
+    rise = -twin.slope("forget", start)
+    plain = start - RATE * (twin.slope("retain", start) + rise)
+
+    def product(theta: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        """The Hessian of the forget term times a vector."""
+        slope = -twin.slope("forget", theta, graph=True)
+        (found,) = torch.autograd.grad((slope * vector).sum(), twin.weight)
+        return found
+
+    ahead = start + radius * rise / rise.norm()
+    change = -twin.slope("forget", ahead) - rise
+    unit = change / change.norm()
+    bends = {
+        "gp": product(start, rise / rise.norm()),
+        "cr": product(ahead, unit) - product(start, unit),
+    }
+    right = plain - RATE * penalty * bends[direction]
+    size = (right - plain).norm()
+    assert size > 1e-2 * (plain - start).norm()
+    assert (ours - right).norm() < 0.1 * size
+    for wrong in (plain, 2 * plain - right):
+        assert (ours - wrong).norm() > 0.9 * size
+
+
+def test_the_result_is_the_mean_of_the_weights_that_count(train: Callable[..., Any]) -> None:
+    settings = {"optimizer": "sgd", "schedule": "constant", "objective": [GA, GD]}
+    each = [train(str(epochs), epochs=epochs, **settings)[0] for epochs in (1, 2, 3)]
+    mean, _ = train("mean", epochs=3, average=Average(start=1 / 3, every=3), **settings)  # 9 steps
+    for name, weight in mean.items():
+        torch.testing.assert_close(weight, sum(one[name] for one in each) / 3)
+    assert max(float((mean[n] - each[2][n]).abs().max()) for n in mean) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"direction": "gru", "objective": [GA]}, "needs terms on forget and on retain"),
         ({"gru_smoothing": 0.5}, "applies only to direction gru"),
-        ({"sam_radius": 0.5}, "applies only to direction sam"),
+        ({"radius": 0.5}, "applies only to the directions sam, gp and cr"),
+        ({"direction": "sam", "penalty": 0.5}, "applies only to the directions gp and cr"),
+        ({"direction": "gp", "objective": [GD]}, "direction gp perturbs .* add a forget term"),
+        ({"average": Average(), "watch": Watch(every=2)}, "leave out average"),
         ({"clip_each": 1.0}, "applies only to direction ngdiff"),
     ],
 )
