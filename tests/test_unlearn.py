@@ -132,6 +132,42 @@ def test_another_request_does_not_overwrite_a_run(
         call(knowing, result.run.root, forget=tmp_path / "other.jsonl")
 
 
+def test_a_wrong_request_is_refused_before_the_training_and_can_be_corrected(
+    knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, began = tmp_path / "run", []
+
+    def train(*_: Any, **__: Any) -> None:
+        began.append(1)
+        raise ResourceError("the training begins")
+
+    monkeypatch.setattr("mergeforget.train.pair.train_pair", train)
+    both = tmp_path / "both.jsonl"
+    write_jsonl(both, [*read_jsonl(knowing["holdout"]), read_jsonl(knowing["retain"])[0]])
+    wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (InputError, "There is no model at", {"control": str(tmp_path / "nosuch")}),
+        (UsageError, "promts", {"attacks": ["promts"]}),
+        (InputError, "rows are in both", {"holdout": both}),
+    ]
+    for error, message, options in wrong:
+        with pytest.raises(error, match=message):
+            call(knowing, out, **options)
+        assert not (out / "request.json").exists() and not began
+    with pytest.raises(ResourceError, match="the training begins"):
+        call(knowing, out)
+
+
+def test_rows_from_a_generator_are_read_once(knowing: dict[str, Path], tmp_path: Path) -> None:
+    rows = read_jsonl(knowing["forget"])
+    generated: Any = (row for row in rows)
+    asked = request_of(
+        str(knowing["model"]), forget=generated, retain=knowing["retain"],
+        holdout=None, recipe="level", memorise=False, control=None, adapter=None, after=None,
+        template=None, system_prompt=None, turns=None, settings=(),
+    )  # fmt: skip
+    assert asked.facts["forget"] == asked.sources[0] == rows
+
+
 @pytest.mark.slow
 def test_one_person_is_unlearned(knowing: dict[str, Path], tmp_path: Path) -> None:
     rows = [row | {"subject": "Ann"} for row in read_jsonl(knowing["forget"])]

@@ -15,12 +15,13 @@ from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 from mergeforget.api.delivery import (
     earlier_rows,
 )
-from mergeforget.api.unlearn_data import RequestReader, own_answers, read_request
+from mergeforget.api.unlearn_data import RequestReader, check_not_in, own_answers, read_request
 from mergeforget.api.unlearn_request import (
     facts_of,
 )
+from mergeforget.data.overlap import check_overlap
 from mergeforget.data.readers import read_rows
-from mergeforget.data.schema import Row
+from mergeforget.data.schema import Message, Row
 from mergeforget.data.templating import template_of
 from mergeforget.data.tokens import encode_rows
 from mergeforget.errors import InputError
@@ -197,6 +198,52 @@ def test_arrays_and_decimals_in_a_data_frame_are_read_as_lists_and_numbers() -> 
     assert (row.input, row.output) == ("Who?", "Ann")
     frame = pandas.DataFrame({"question": ["What?"], "answer": [Decimal("3.50")]})
     assert RequestReader(answers).read(frame)[0].output == "3.50"
+    for given, text in (("1987-03-02", "1987-03-02"), ("1987-03-02 10:30", "1987-03-02T10:30:00")):
+        frame = pandas.DataFrame({"question": ["When?"], "answer": pandas.to_datetime([given])})
+        assert RequestReader(answers).read(frame)[0].output == text
+
+
+POEM = "The cat sat on the wall of the old house and sang its song to the moon."
+
+
+@pytest.mark.parametrize(
+    ("retained", "shared"),
+    [
+        ({"input": "Where does Ann live?", "output": "ROME."}, True),
+        ({"input": "Where does Ann live?", "output": "Rome", "system": "Be brief."}, True),
+        ({"input": "", "output": "Intro. " + POEM + " The end."}, True),
+        ({"input": "", "output": "The cat sat on the wall of the old house, and slept."}, False),
+        ({"input": "Where does Bob live?", "output": "Rome"}, False),
+    ],
+)
+def test_rows_that_repeat_a_forget_row_are_refused(retained: dict[str, str], shared: bool) -> None:
+    forget = [Row("a", "Where does Ann live?", "Rome"), Row("b", "", POEM, window="whole")]
+    system = retained.pop("system", "")
+    messages = (Message("system", system),) if system else ()
+    row = Row("r", retained["input"], retained["output"], messages=messages)
+    if shared:
+        with pytest.raises(InputError, match="1 retain rows are also forget rows .* example r"):
+            check_not_in(forget, [row], "retain")
+        with pytest.raises(InputError, match="rows are in both"):
+            check_overlap({"forget": forget, "holdout": [row]})
+    else:
+        check_not_in(forget, [row], "retain")
+
+
+def test_equal_rows_under_two_system_messages_are_about_two_people() -> None:
+    ann, bob = (
+        Row(name, "What is the diagnosis?", "Flu", messages=(Message("system", f"File {name}"),))
+        for name in ("Ann", "Bob")
+    )
+    check_not_in([ann], [bob], "retain")
+
+
+def test_a_question_that_is_also_answered_in_other_words_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    forget = [Row("a", "When was Ann born?", "1987")]
+    check_not_in(forget, [Row("r", "When was Ann born?", "In the year 1987.")], "retain")
+    assert any("have the prompt of a forget row, for example r" in m for m in caplog.messages)
 
 
 @pytest.mark.parametrize(

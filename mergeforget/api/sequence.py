@@ -333,13 +333,12 @@ def _memorised(
 
 def _check_distinct(names: Sequence[str], forget: Sequence[Sequence[Row]]) -> None:
     """Raise InputError for a row in two requests."""
-    from mergeforget.data.overlap import plain_text
+    from mergeforget.data.overlap import shared_rows
     from mergeforget.errors import InputError
 
-    first: dict[str, str] = {}
-    for name, rows in zip(names, forget, strict=True):
-        for row in rows:
-            if (other := first.setdefault(plain_text(row), name)) != name:
+    for i, name in enumerate(names):
+        for other, earlier in zip(names[:i], forget, strict=False):
+            for _, row in shared_rows(earlier, forget[i])[:1]:
                 raise InputError(
                     f"The row {row.id} of request {name} is also in request {other}. Remove it "
                     "from one of them: after the first, there is nothing to forget."

@@ -123,7 +123,7 @@ def unlearn(
 
     Raises:
         InputError: Data or model cannot be read, or ``out`` contains another request.
-        UsageError: The generated questions were not approved.
+        UsageError: The generated questions were not approved, or there is no such attack.
         NumericError, ResourceError: As :func:`mergeforget.train_pair`.
 
     Example:
@@ -132,10 +132,15 @@ def unlearn(
     """
     from mergeforget.api.attacking import attack
     from mergeforget.api.runs import report
+    from mergeforget.attack.driver import attack_names
     from mergeforget.attack.target import NotApplicableError
     from mergeforget.console import say
+    from mergeforget.model_files import locate
     from mergeforget.search.driver import Options, search
 
+    attacks = attack_names(attacks) if attacks else ()
+    if control is not None:
+        locate(control)
     asked = request_of(
         model, forget=forget, retain=retain, holdout=holdout, recipe=recipe, memorise=memorise,
         control=control, adapter=adapter, after=after, over=over, under=under, template=template,

@@ -381,21 +381,28 @@ def _rare(text: str) -> frozenset[str]:
 
 
 def check_not_in(forget: Sequence[Row], others: Sequence[Row], name: str) -> None:
-    """Raise InputError if other rows contain forget rows.
+    """Raise InputError if other rows contain forget rows; state which have the same prompt.
 
     Args:
         name: Name of the other rows in the message.
     """
-    from mergeforget.data.overlap import plain_text
+    from mergeforget.console import say
+    from mergeforget.data.overlap import shared_rows
     from mergeforget.errors import InputError
 
-    known = set(map(plain_text, forget))
-    shared = [row.id for row in others if plain_text(row) in known]
-    if shared:
+    if shared := shared_rows(forget, others):
         raise InputError(
             f"{len(shared)} {name} rows are also forget rows of this or an earlier request, for "
-            f"example {shared[0]}. Remove them from the {name} set: a row to forget is neither "
-            "retained nor unseen."
+            f"example {shared[0][1].id}. Remove them from the {name} set: a row to forget is "
+            "neither retained nor unseen."
+        )
+    prompts = {folded(row.prompt) for row in forget if row.prompt and not row.window}
+    asked = [row.id for row in others if not row.window and folded(row.prompt) in prompts]
+    if asked:
+        say(
+            f"Warning: {len(asked)} {name} rows have the prompt of a forget row, for example "
+            f"{asked[0]}. If they answer it in other words, the fact is not forgotten or counts as "
+            f"unseen: remove them from the {name} set."
         )
 
 

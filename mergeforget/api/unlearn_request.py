@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,10 @@ def request_of(
             "--after out, or merge these into the model first (mergeforget merge-models)."
         )
     changes = changes_of(recipe, settings, template, system_prompt, turns)
+    given: Any = [  # a generator can be read only once
+        list(one) if isinstance(one, Iterator) else one for one in (forget, retain, holdout)
+    ]
+    forget, retain, holdout = given
     facts = {
         "model": str(model), "forget": facts_of(forget), "retain": facts_of(retain),
         "holdout": facts_of(holdout), "memorise": memorise, "control": control,
@@ -150,6 +154,8 @@ def trained(
             chosen = change(chosen, pair={"trajectory": "separate"})
         elif asked.pair:
             job.expected.pop("pair", None)
+        if make_pair is None and not run.recipe.exists():
+            _check_sets(chosen, run)
         if run.state("unlearn-pair") != "done":
             _announce(job)
     with job.stage("pair"):
@@ -162,6 +168,26 @@ def trained(
             train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
         notes += [*_bracket_notes(run), *_repeated_twins(run)]
     return chosen, notes
+
+
+def _check_sets(recipe: Recipe, run: Run) -> None:
+    """Save the rows of the training; withdraw the request if they are unusable.
+
+    The same folder then takes a corrected request.
+    """
+    import shutil
+
+    from mergeforget.errors import InputError
+    from mergeforget.train.run_rows import prepare
+
+    try:
+        with run.lock():
+            prepare(recipe, run)
+    except InputError:
+        for path in (run.root / REQUEST, run.root / "notes.json", run.recipe):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(run.data, ignore_errors=True)
+        raise
 
 
 def _take_adapters(recipe: Recipe, run: Run, pair: dict[str, Path]) -> None:

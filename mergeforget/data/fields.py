@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, time
 from typing import Any, Literal
 
 from mergeforget.data.schema import Message, Window, stored_messages
@@ -206,8 +206,21 @@ def value_of(record: Record, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, date):  # of parquet; also a time
-        return value.isoformat()
+        return iso_text(value)
     raise ValueError(f"{name!r} is not text but {_shown(value)}")
+
+
+def iso_text(value: date) -> str:
+    """Return a date, or a time without time zone at midnight as its date, in ISO 8601.
+
+    A column of dates in a data frame contains such times.
+
+    >>> iso_text(datetime(1987, 3, 2)), iso_text(datetime(1987, 3, 2, 10, 30))
+    ('1987-03-02', '1987-03-02T10:30:00')
+    """
+    if isinstance(value, datetime) and value.timetz() == time():
+        return value.date().isoformat()
+    return value.isoformat()
 
 
 def window_of(text: str) -> Window:

@@ -15,6 +15,8 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 
 SHOWN = 5  # maximum number of rows in one message
+OPENING = 8  # words of a document that are looked for in other documents
+EDGES = " .,;:!?…。．！？、،؟\"'“”‘’«»()[]"
 
 
 def plain_text(row: Row) -> str:
@@ -29,6 +31,53 @@ def plain_text(row: Row) -> str:
 def folded(text: str) -> str:
     """Return a text in the form in which texts are compared: case, spaces, Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def shared_rows(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return pairs of a row and another row with the same text, or that contains its document.
+
+    Punctuation at the ends does not count, nor does a system message that only one of both has.
+
+    >>> rows = [Row("a", "Where does Ann live?", "Rome"), Row("b", "Who is Bob?", "A baker")]
+    >>> [(one.id, other.id) for one, other in
+    ...  shared_rows(rows, [Row("c", "Where does Ann live?", "Rome.")])]
+    [('a', 'c')]
+    """
+    whole = {_shared_text(row): row for row in rows}
+    bare = {_shared_text(row, system=False): row for row in rows if _has_system(row)}
+    openings: dict[tuple[str, ...], list[tuple[str, Row]]] = {}
+    for text, row in whole.items():
+        words = text.split()
+        if len(words) >= OPENING and (row.window or not row.prompt):
+            openings.setdefault(tuple(words[:OPENING]), []).append((text, row))
+    found = []
+    for other in others:
+        text = _shared_text(other)
+        alone = whole.get(_shared_text(other, system=False)) if _has_system(other) else None
+        same = whole.get(text) or alone or (None if _has_system(other) else bare.get(text))
+        first = same or _contained(text, openings)
+        if first is not None:
+            found.append((first, other))
+    return found
+
+
+def _contained(text: str, openings: Mapping[tuple[str, ...], list[tuple[str, Row]]]) -> Row | None:
+    """Return the row whose document a text contains."""
+    words = text.split() if openings else []
+    places = (tuple(words[i : i + OPENING]) for i in range(len(words) - OPENING + 1))
+    known = (pair for place in places for pair in openings.get(place, ()))
+    return next((row for document, row in known if document in text), None)
+
+
+def _has_system(row: Row) -> bool:
+    return any(message.role == "system" for message in row.messages)
+
+
+def _shared_text(row: Row, system: bool = True) -> str:
+    """Return the text in which rows of two sets are compared."""
+    if not system:
+        row = replace(row, messages=tuple(m for m in row.messages if m.role != "system"))
+    return plain_text(row).strip(EDGES)
 
 
 def occurs(needle: str, text: str) -> bool:
@@ -146,15 +195,14 @@ def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object]
         names: Name of each split in messages, for example its file.
 
     Raises:
-        InputError: The text of a row is in two sets, ignoring case, whitespace and Unicode form.
+        InputError: The text of a row is in two sets; see ``shared_rows``.
     """
-    texts = {split: {plain_text(row): row.id for row in rows} for split, rows in sets.items()}
-    every = list(texts)
+    every = list(sets)
     for i, one in enumerate(every):
         for other in every[i + 1 :]:
-            shared = [key for key in texts[one] if key in texts[other]]
+            shared = shared_rows(sets[one], sets[other])
             if shared:
-                pairs = [f"{texts[one][k]} = {texts[other][k]}" for k in shared[:SHOWN]]
+                pairs = [f"{first.id} = {second.id}" for first, second in shared[:SHOWN]]
                 more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
                 raise InputError(
                     f"{len(shared)} rows are in both {names.get(one, one)} and "

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from mergeforget.console import say
-from mergeforget.data.fields import entries_of
+from mergeforget.data.fields import entries_of, iso_text
 from mergeforget.data.formats import (
     FIELDS,
     OTHERS,
@@ -435,7 +435,7 @@ def _plain_value(value: Any, place: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain_value(one, place) for one in value]
     if isinstance(value, date):
-        return value.isoformat()
+        return iso_text(value)
     if hasattr(value, "tolist"):  # a number or an array of NumPy
         return _plain_value(value.tolist(), place)
     if isinstance(value, Decimal | UUID):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergeforget.console import say
-from mergeforget.data.overlap import plain_text
+from mergeforget.data.overlap import shared_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import check_token_ids, cut_to_positions
 from mergeforget.data.transforms import limit_rows
@@ -46,8 +46,7 @@ def unseen(outside: Sequence[Row], trained: Sequence[Row], where: object) -> lis
     Raises:
         InputError: A row is part of the training data, or all rows are about trained subjects.
     """
-    documents = set(map(plain_text, trained))
-    shared = [row.id for row in outside if plain_text(row) in documents]
+    shared = [other.id for _, other in shared_rows(trained, outside)]
     if shared:
         raise InputError(
             f"{where}: {len(shared)} of {len(outside)} rows are also in the forget or retain set, "

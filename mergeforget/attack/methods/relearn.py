@@ -30,7 +30,7 @@ from mergeforget.attack.verdict import (
     share_text,
     worst_of,
 )
-from mergeforget.data.overlap import plain_text
+from mergeforget.data.overlap import plain_text, shared_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.transforms import limit_rows
@@ -134,7 +134,7 @@ def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list
             "of their documents, so none would be left to measure. Use fewer with --shown, or "
             "other text with --on retain."
         )
-    shared = [row.id for row in target.holdout if plain_text(row) in texts]
+    shared = [other.id for _, other in shared_rows(lesson, target.holdout)]
     if shared:
         raise InputError(
             f"Relearning would train on {len(shared)} rows of the holdout, for example "
