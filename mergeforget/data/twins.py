@@ -39,6 +39,28 @@ LAST = (
     "Sinclair Stanton Sterling Sutherland Thorne Tilden Underwood Vance Vogel Wainwright Weber "
     "Whitlock Winslow Wolfe Yardley Zimmer"
 ).split()
+# names in other scripts: of men and of women, for a word that ends like one of these
+OTHER_FIRST = {
+    "CYRILLIC": (
+        "Борис Виктор Глеб Денис Егор Захар Кирилл Леонид Максим Никита Павел Роман Семён Юрий",
+        "Алина Вера Галина Дарья Елена Жанна Зоя Инна Кира Лидия Марина Нина Полина Раиса София",
+    ),
+    "GREEK": (
+        "Αλέξανδρος Γιώργος Δημήτρης Θωμάς Κώστας Λουκάς Μάρκος Νίκος Πέτρος Σπύρος Χρήστος",
+        "Αγγελική Βασιλική Δήμητρα Ειρήνη Ελένη Ζωή Ιωάννα Κατερίνα Μαρία Σοφία Φωτεινή Χριστίνα",
+    ),
+}
+OTHER_LAST = {
+    "CYRILLIC": (
+        "Беляев Воронов Гусев Дроздов Ершов Жуков Киселёв Лебедев Морозов Орлов Панов Соколов",
+        "Беляева Воронова Гусева Дроздова Ершова Жукова Киселёва Лебедева Морозова Орлова Соколова",
+    ),
+    "GREEK": (
+        "Βασιλειάδης Γεωργιάδης Δημητριάδης Ιωαννίδης Καραγιάννης Λαμπράκης Μιχαηλίδης Νικολαΐδης",
+        "Βασιλειάδου Γεωργιάδου Δημητριάδου Ιωαννίδου Καραγιάννη Λαμπράκη Μιχαηλίδου Νικολαΐδου",
+    ),
+}
+FEMININE = tuple("аяίήηάαουύώ")
 MONTHS = tuple(
     tuple(names.split())
     for names in (
@@ -46,6 +68,13 @@ MONTHS = tuple(
         "Januar Februar März April Mai Juni Juli August September Oktober November Dezember",
         "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
         "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
+        "januari februari maart april mei juni juli augustus september oktober november december",
+        "stycznia lutego marca kwietnia maja czerwca lipca sierpnia września października "
+        "listopada grudnia",
+        "января февраля марта апреля мая июня июля августа сентября октября ноября декабря",
+        "січня лютого березня квітня травня червня липня серпня вересня жовтня листопада грудня",
+        "Ιανουαρίου Φεβρουαρίου Μαρτίου Απριλίου Μαΐου Ιουνίου Ιουλίου Αυγούστου Σεπτεμβρίου "
+        "Οκτωβρίου Νοεμβρίου Δεκεμβρίου",
     )
 )
 NO_NAMES = frozenset(
@@ -57,7 +86,8 @@ NO_NAMES = frozenset(
     "postal pourquoi quand quel quelle qui quién qué recite security september she social ssn "
     "state street telefonnummer telephone tell the their they this to united university wann was "
     "we welche welcher wer what when where which who whose why wie with wo wohnort you your "
-    "zip".split()
+    "zip где как какой когда кто мой моя на он она они по πού πότε ποιος ποια στη στην στις στο "
+    "στον στους".split()
 )
 REPLIES = frozenset("ja nein no non none oui sí sim true false yes".split())  # no names if alone
 TITLES = frozenset(
@@ -312,11 +342,25 @@ def _rename(name: _Name, words: dict[str, str], seen: frozenset[str], draw: rand
             genitive = bool(stem) and (stem in words or stem in seen)
             new = stem if genitive else key
             if new not in words and len(key) > 1:
-                pool = LAST if place == len(name.parts) - 1 and several else FIRST
+                pool = _pool(new, last=place == len(name.parts) - 1 and several)
                 unused = [w for w in pool if w.lower() not in words.values()]
                 words[new] = draw.choice(unused or pool).lower()
             if genitive:
                 words.setdefault(key, f"{words[stem]}s")
+
+
+def _pool(word: str, last: bool) -> list[str]:
+    """Return last or first names in the script of a word; others have Latin names.
+
+    >>> _pool("анна", last=False)[0], _pool("lee", last=True)[0]
+    ('Алина', 'Abbott')
+    """
+    script = unicodedata.name(word[0], "").split(" ")[0]
+    names = (OTHER_LAST if last else OTHER_FIRST).get(script)
+    if names is None:
+        return LAST if last else FIRST
+    men, women = names
+    return (women if word.endswith(FEMININE) else men).split()
 
 
 def _handles(name: _Name, words: Mapping[str, str]) -> dict[str, str]:

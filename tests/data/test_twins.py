@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from datetime import date
 from ipaddress import ip_address
 
@@ -254,3 +255,24 @@ def test_rows_with_generated_ids_and_texts_with_many_names_have_twins() -> None:
     long = Row("d", f"When did {', '.join(n.title() for n in names)} meet?", "1987-03-02")
     (twin,) = make_twins([long])
     assert twin.input != long.input
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "script", "kept"),
+    [
+        ("Где живёт Анна Петрова?", "Анна Петрова живёт на ул. Ленина 12.", "CYRILLIC", "живёт"),
+        ("Когда родилась Ольга Иванова?", "12 марта 1987 года.", "CYRILLIC", "года"),
+        ("Πότε γεννήθηκε ο Νίκος Παππάς;", "3 Μαρτίου 1987", "GREEK", ""),
+    ],
+)
+def test_names_and_months_are_replaced_in_their_own_script(
+    question: str, answer: str, script: str, kept: str
+) -> None:
+    row = Row("a", question, answer)
+    (twin,) = make_twins([row])
+    old, new = names_in(row.input), names_in(twin.input)
+    assert len(old) == len(new) == 1 and not set(old[0].split()) & set(new[0].split())
+    assert all(script in unicodedata.name(c) for c in new[0] if c.isalpha())
+    assert kept in twin.output and not {"марта", "Μαρτίου"} & set(twin.output.split())
+    feminine = tuple("аη")
+    assert old[0].endswith(feminine) == new[0].endswith(feminine)
