@@ -307,7 +307,7 @@ class Training(RecipeSection):
     scorer: Scorer | None = None  # of the loss atwu; None: its defaults
     direction: Literal["sum", "ngdiff", "gru", "sam", "gp", "cr"] = "sum"  # of the gradients
     gru_smoothing: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the retain gradient, with gru
-    radius: Rate = 0.01  # norm of the weight perturbation, with sam, gp and cr
+    sam_radius: Rate = 0.01  # norm of the weight perturbation, with sam, gp and cr
     penalty: Rate = 0.01  # weight of the gradient's norm (gp) or of its change (cr)
     average: Average | None = None  # the result is a mean of weights
     robust: Robust | None = None  # compute forget terms through rounded or noisy weights
@@ -395,8 +395,8 @@ class Training(RecipeSection):
             )
         if self._differs("gru_smoothing") and self.direction != "gru":
             raise ValueError("gru_smoothing applies only to direction gru")
-        if self._differs("radius") and self.direction not in ("sam", "gp", "cr"):
-            raise ValueError("radius applies only to the directions sam, gp and cr")
+        if self._differs("sam_radius") and self.direction not in ("sam", "gp", "cr"):
+            raise ValueError("sam_radius applies only to the directions sam, gp and cr")
         if self._differs("penalty") and self.direction not in ("gp", "cr"):
             raise ValueError("penalty applies only to the directions gp and cr")
         if self.average and (self.until or self.watch):

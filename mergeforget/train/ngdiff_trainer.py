@@ -43,7 +43,7 @@ class NGDiffTrainer(UnlearningTrainer):
     - ``sam`` adds the retain gradient to the gradient of the forget terms at
       ``theta + radius * g / ||g||``, g their gradient at theta (arXiv:2502.05374).
     - ``gp`` and ``cr`` add the retain gradient to that of the forget terms and a penalty on the
-      norm of their gradient, or on its change within ``radius`` (the same paper).
+      norm of their gradient, or on its change within ``sam_radius`` (the same paper).
     """
 
     def __init__(self, *, training: Training, **settings: Any) -> None:
@@ -167,7 +167,7 @@ class NGDiffTrainer(UnlearningTrainer):
     def _smooth_gradient(self, model: Any, here: list[Tensor]) -> list[Tensor]:
         """Return the gradient of the forget terms with the sharpness that the direction limits."""
         settings = self.training
-        radius, penalty = settings.radius, settings.penalty
+        radius, penalty = settings.sam_radius, settings.penalty
         if not norm(here):
             return here
         offset = along(here, radius)

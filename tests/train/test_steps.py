@@ -193,12 +193,12 @@ def test_sam_takes_the_forget_gradient_at_the_perturbed_weights(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = train("plain", objective=[NPO, GD], optimizer="sgd", max_grad_norm=0.0)
-    tiny, lines = train("tiny", direction="sam", radius=1e-7, objective=[NPO, GD],
+    tiny, lines = train("tiny", direction="sam", sam_radius=1e-7, objective=[NPO, GD],
                         optimizer="sgd", max_grad_norm=0.0)  # fmt: skip
     for name, weight in plain.items():
         torch.testing.assert_close(tiny[name], weight, rtol=1e-4, atol=1e-6)
     assert set(lines[0]["terms"]) == {"npo_forget", "gd_retain"}
-    wide, _ = train("wide", direction="sam", radius=0.5, objective=[NPO, GD],
+    wide, _ = train("wide", direction="sam", sam_radius=0.5, objective=[NPO, GD],
                     optimizer="sgd", max_grad_norm=0.0)  # fmt: skip
     assert any(not torch.allclose(wide[name], plain[name], atol=1e-5) for name in plain)
 
@@ -251,7 +251,7 @@ def test_a_step_of_sam_equals_its_equation_in_float64(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     ours = weights_after(
-        tmp_path, make_model, tiny_tokenizer, direction="sam", radius=RADIUS, epochs=1
+        tmp_path, make_model, tiny_tokenizer, direction="sam", sam_radius=RADIUS, epochs=1
     )
     twin = Twin(make_model, tiny_tokenizer)
     start = twin.weight.detach().clone()
@@ -309,7 +309,8 @@ def test_a_step_with_a_penalty_equals_its_equation_in_float64(
     """The finite differences of float32 gradients equal derivatives by autograd."""
     radius = 0.05
     ours = weights_after(
-        tmp_path, make_model, tiny_tokenizer, direction=direction, radius=radius, penalty=penalty,
+        tmp_path, make_model, tiny_tokenizer, direction=direction, sam_radius=radius,
+        penalty=penalty,
         epochs=1,
     )  # fmt: skip
     twin = Twin(make_model, tiny_tokenizer)
@@ -352,7 +353,7 @@ def test_the_result_is_the_mean_of_the_weights_that_count(train: Callable[..., A
     [
         ({"direction": "gru", "objective": [GA]}, "needs terms on forget and on retain"),
         ({"gru_smoothing": 0.5}, "applies only to direction gru"),
-        ({"radius": 0.5}, "applies only to the directions sam, gp and cr"),
+        ({"sam_radius": 0.5}, "applies only to the directions sam, gp and cr"),
         ({"direction": "sam", "penalty": 0.5}, "applies only to the directions gp and cr"),
         ({"direction": "gp", "objective": [GD]}, "direction gp perturbs .* add a forget term"),
         ({"average": Average(), "watch": Watch(every=2)}, "leave out average"),
