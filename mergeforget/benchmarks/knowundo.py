@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mergeforget.score import Score
 
 FILES = {"forget": "unlearn.json", "retain": "retention.json"}
 PARTS = {"train": "", "val": "_val"}  # part of a file -> ending of the split
+LARGEST = math.log(sys.float_info.max)  # NLL in nats, beyond which the perplexity overflows
 
 
 @benchmark(
@@ -73,11 +75,16 @@ def _perplexity(measured: Measured, split: str) -> Score | None:
     return replace(
         nll,
         metric="perplexity",
-        value=math.exp(nll.value),
-        interval=None if interval is None else (math.exp(interval[0]), math.exp(interval[1])),
+        value=_exp(nll.value),
+        interval=None if interval is None else (_exp(interval[0]), _exp(interval[1])),
         definition="knowundo/perplexity@1",
-        draws=None if nll.draws is None else np.exp(nll.draws),
+        draws=None if nll.draws is None else np.exp(np.minimum(nll.draws, LARGEST)),
     )
+
+
+def _exp(nll: float) -> float:
+    """Return the perplexity of an NLL in nats; about the largest float where that overflows."""
+    return math.exp(min(nll, LARGEST))
 
 
 def read_folder(folder: Path) -> dict[str, list[Row]]:

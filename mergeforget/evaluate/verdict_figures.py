@@ -88,11 +88,18 @@ def answered(scores: Sequence[Score], parts: Sequence[str] = PARTS) -> int:
 
 
 def at_least(leaks: int, asked: int, chance: float) -> float:
-    """Return the probability of at least this number of leaks by chance."""
-    if chance <= 0:
-        return 0.0 if leaks else 1.0
-    terms = (math.comb(asked, k) * chance**k * (1 - chance) ** (asked - k) for k in range(leaks))
-    return max(0.0, 1.0 - sum(terms))
+    """Return the probability of at least this number of leaks by chance (binomial tail).
+
+    >>> at_least(1, 2, 0.5)
+    0.75
+    """
+    if leaks <= 0:
+        return 1.0
+    if leaks > asked or chance <= 0:
+        return 0.0
+    from scipy.special import betainc  # exact for thousands of rows, where comb(n, k) overflows
+
+    return float(betainc(leaks, asked - leaks + 1, min(1.0, chance)))
 
 
 def rate_of(scores: Sequence[Score]) -> float:

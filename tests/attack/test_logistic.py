@@ -13,7 +13,7 @@ from mergeforget.attack.logistic import (
     fit,
     shuffled_labels,
 )
-from mergeforget.attack.methods.probe import probe_layers
+from mergeforget.attack.methods.probe import MANY, _enough, probe_layers
 from mergeforget.errors import InputError
 
 DOCUMENTS = [f"d{i // 3}" for i in range(60)]  # 20 documents of 3 rows
@@ -94,3 +94,12 @@ def test_the_permutation_test_covers_all_layers() -> None:
     known = probe_layers(states, LABELS, DOCUMENTS, SETTINGS, label="known")
     assert known["p"] == 0.05 and int(np.argmax(known["auc"])) == 2
     assert noise["p"] > 0.05 and known["labelings"] == 184756
+
+
+def test_a_thousand_documents_are_enough_for_a_probe() -> None:
+    labels, documents = np.arange(1100) < 550, [str(i) for i in range(1100)]
+    states = np.random.default_rng(0).normal(size=(1, 1100, 2)).astype(np.float32)
+    facts = probe_layers(states, labels, documents, SETTINGS | {"shuffles": 1}, label="many")
+    assert facts["labelings"] == MANY and _enough(facts)  # comb(1100, 550) has 330 digits
+    # comb(6, 3) = 20 labelings allow p = 0.05, comb(5, 2) = 10 do not
+    assert _enough({"labelings": 20}) and not _enough({"labelings": 10})

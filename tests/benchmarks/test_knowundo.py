@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mergeforget.benchmarks.knowundo import knowundo, read_folder
+from mergeforget.benchmarks.knowundo import _exp, knowundo, read_folder
 from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, Row
@@ -84,5 +84,6 @@ def test_scores_match_a_hand_calculation() -> None:
     # the mean over rows of the mean log-probability: exp((1 + 3) / 2)
     assert score("perplexity", "forget").value == pytest.approx(math.exp(2))
     assert score("perplexity", "retain").value == pytest.approx(math.exp(0.5))
+    assert 1e300 < _exp(1000.0) < math.inf  # a model that was destroyed
     # 2 common words of 4 and 2
     assert score("rouge_l_f1", "retain").value == pytest.approx(2 / 3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -69,8 +71,32 @@ def test_leaks_convict_unless_chance_or_a_control_explains_them() -> None:
     cleared = judge([by_chance, near])
     assert cleared.state == "FORGOTTEN" and "no more than by chance" in cleared.uncertain[0]
     assert judge([one, near], control=[one]).state == "FORGOTTEN"
-    # P(at least 1 of 2 | 0.5) = 0.75
-    assert at_least(1, 2, 0.5) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("leaks", "asked", "chance"),
+    [(1, 2, 0.5), (0, 3, 0.1), (3, 3, 0.25), (4, 3, 0.25), (2, 12, 1e-5), (3, 40, 0.2), (1, 5, 1.0),
+     (0, 5, 0.0), (2, 5, 0.0), (1, 300, 1e-12), (2, 1112, 0.0002), (1110, 1112, 0.999)],
+)  # fmt: skip
+def test_the_probability_of_leaks_by_chance_is_exact(leaks: int, asked: int, chance: float) -> None:
+    p = Fraction(chance)
+    few = leaks <= asked / 2  # the shorter of the two sums
+    counts = range(leaks) if few else range(leaks, asked + 1)
+    terms = sum(math.comb(asked, k) * p**k * (1 - p) ** (asked - k) for k in counts)
+    exact = float(1 - terms if few else terms)
+    assert at_least(leaks, asked, chance) == pytest.approx(exact, rel=1e-9, abs=0)
+
+
+def test_a_forget_set_of_a_thousand_rows_is_judged() -> None:
+    rows, near = 1112, Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
+
+    def state(leaks: int, chance: float) -> str:
+        rate = Score("leak_rate", "forget", leaks / rows, "lower", rows, chance=chance)
+        return judge([rate, near]).state
+
+    # 1112 * 0.0002 = 0.22 leaks are expected, so p = 0.021 for 2 and 0.0015 for 3
+    assert state(2, 0.0002) == "FORGOTTEN" and state(3, 0.0002) == "NOT FORGOTTEN"
+    assert state(900, 0.01) == "NOT FORGOTTEN" and state(0, 0.01) == "FORGOTTEN"
 
 
 def test_partial_leaks_are_named_as_uncertain_and_convict_no_model() -> None:

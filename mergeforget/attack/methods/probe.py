@@ -28,6 +28,7 @@ from mergeforget.evaluate.batching import in_batches, token_budget
 
 Pool = Literal["last", "mean"]
 LEVEL = 0.05  # significance level of the permutation test over all layers
+MANY = 10**9  # labelings that are counted; the number may exceed a float, and has 1000 digits
 LEAST_EXCESS = 0.1  # minimum excess of the AUC over the control's to convict a model
 
 
@@ -91,9 +92,9 @@ def probe_layers(
 
     Returns:
         ``auc`` by layer; ``chance``: best AUC over layers for each permutation; ``p``: p-value of
-        the permutation test; ``labelings``: number of possible assignments of the labels;
-        ``documents``: probability of the true label under held-out fits, averaged over layers and
-        rows of each document.
+        the permutation test; ``labelings``: number of possible assignments of the labels,
+        at most ``MANY``; ``documents``: probability of the true label under held-out fits,
+        averaged over layers and rows of each document.
     """
 
     layers = [coordinates(layer.astype(np.float64)) for layer in states]
@@ -119,7 +120,7 @@ def probe_layers(
         "auc": aucs,
         "chance": chance,
         "p": (1 + as_good) / (1 + len(chance)),
-        "labelings": math.comb(len(set(documents)), inside),
+        "labelings": min(MANY, math.comb(len(set(documents)), inside)),
         "documents": {d: sum(values) / len(values) for d, values in by_document.items()},
     }
 
@@ -181,7 +182,7 @@ def _finding(own: Facts, control: Facts, ahead: Estimate) -> Finding:
 
 
 def _enough(facts: Facts) -> bool:
-    return bool(facts["labelings"] * LEVEL >= 1)
+    return bool(facts["labelings"] >= 1 / LEVEL)
 
 
 def _upper(chance: list[float]) -> float:
