@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mergeforget.attack.rounding import RoundedShare, round_to_nearest, rounded, weight_matrices
 from mergeforget.attack.tuning import unrelated_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.tokens import fitting_length
 
 Calibrated = Literal["gptq", "awq"]
 CALIBRATED: tuple[Calibrated, ...] = ("gptq", "awq")
@@ -70,6 +71,7 @@ def observe(
         statistics.append(InputStatistics(*zeros))
     with _hooked(layers, statistics):
         for ids in texts:
+            ids = ids[: fitting_length(model, len(ids))]
             model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
     return statistics
 

@@ -17,7 +17,7 @@ from mergeforget.console import progress, quiet
 from mergeforget.data.batches import pack
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
-from mergeforget.data.tokens import Encoded, encode_rows
+from mergeforget.data.tokens import Encoded, encode_rows, fitting_length
 from mergeforget.errors import NumericError
 from mergeforget.files import replacing
 from mergeforget.losses.gd import gd
@@ -106,7 +106,9 @@ def tune(
         NumericError: The loss is not finite.
     """
     check_resident(model, "An attack that trains", one_device=True)
-    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
+    encoded = encode_rows(
+        tokenizer, rows, max_length=fitting_length(model, MAX_LENGTH), template=template
+    )
     batches = _batches(encoded, tuning)
     points: list[Facts] = []
     with learner(model, tuning) as (policy, trained), progress(label, tuning.steps) as bar:

@@ -169,6 +169,11 @@ def position_limit(model: Any) -> int | None:
     return None
 
 
+def fitting_length(model: Any, longest: int) -> int:
+    """Return the number of tokens of a row that a model can process, at most ``longest``."""
+    return min(longest, position_limit(model) or longest)
+
+
 def cut_to_positions(
     model: Any, texts: Sequence[Sequence[int]], *, reserve: int = 0
 ) -> tuple[list[list[int]], list[int]]:

@@ -11,11 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
+from mergeforget.errors import NumericError
 from mergeforget.evaluate.batching import little_padding
 
+NOT_FINITE = (
+    "The outputs of the model are not numbers: its weights contain NaN or Inf, or overflow in its "
+    "dtype. Load it in float32, or train it again with a smaller learning rate."
+)
 Pick = Callable[[Tensor, list[int]], Tensor]  # logits (rows, vocabulary), rows -> (rows,) tokens
 
 
@@ -55,6 +60,28 @@ def most_likely(logits: Tensor, rows: list[int]) -> Tensor:
     return logits.argmax(-1)
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raise NumericError for a row of logits without a largest number.
+
+    Its completion would be arbitrary, and could be mistaken for that of a model that forgot.
+
+    Args:
+        logits: (rows, vocabulary); single tokens may be excluded with ``-inf``.
+    """
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise NumericError(NOT_FINITE)
+
+
+def finite_logits() -> LogitsProcessorList:
+    """Return a processor for ``model.generate`` that calls ``check_finite`` before each token."""
+
+    def check(input_ids: Tensor, logits: Tensor) -> Tensor:
+        check_finite(logits)
+        return logits
+
+    return LogitsProcessorList([check])
+
+
 @torch.inference_mode()
 def greedy(
     model: Any,
@@ -77,6 +104,9 @@ def greedy(
 
     Returns:
         New token ids of each row, including the token that ended it.
+
+    Raises:
+        NumericError: The logits are not finite.
     """
     new = torch.full((len(prompts), max_new_tokens), -1, device=model.device)
     ends = torch.tensor(list(stop), device=model.device)
@@ -87,6 +117,7 @@ def greedy(
         rows = torch.tensor(order, device=model.device)  # those still in the batch
         positions = mask.sum(1, keepdim=True)  # of the token that comes next
     for step in range(max_new_tokens):
+        check_finite(logits)
         chosen = pick(logits, rows.tolist())  # (rows,)
         new[rows, step] = chosen
         unfinished = ~torch.isin(chosen, ends)
@@ -155,6 +186,7 @@ def greedy_refilled(
                 cache = _joined([_without_start(cache, unused), fresh[1]], model)
             rows += [taken[place] for place in order]
             adapters_of.select(rows)
+        check_finite(logits)
         chosen = pick(logits, rows)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             new[row].append(token)
@@ -221,7 +253,9 @@ def uncached(
     """Decode one row greedily without a cache, with a full forward pass per token."""
     ids = list(prompt)
     for _ in range(max_new_tokens):
-        ids.append(int(full_pass(model, torch.tensor([ids], device=model.device))[0, -1].argmax()))
+        logits = full_pass(model, torch.tensor([ids], device=model.device))[0, -1:]
+        check_finite(logits)
+        ids.append(int(logits.argmax()))
         if ids[-1] in stop:
             break
     return ids[len(prompt) :]
@@ -237,7 +271,9 @@ def model_generate(
     ids = torch.tensor([list(prompt)], device=model.device)
     settings = {"eos_token_id": list(stop) or None, "max_new_tokens": max_new_tokens}
     with plain_generation(model, **settings):
-        output = model.generate(ids, attention_mask=torch.ones_like(ids))
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), logits_processor=finite_logits()
+        )
     return list(output[0, len(prompt) :].tolist())
 
 

@@ -63,6 +63,7 @@ def generate(
 
     Raises:
         InputError: The reference answer of a row contains an end token.
+        NumericError: The outputs of the model are not finite.
 
     Source: SemEval-2025 Task 4, evaluation script, which generates row by row.
     """
@@ -106,6 +107,7 @@ def generate_ids(
 
     Raises:
         InputError: The model is not a causal language model.
+        NumericError: The outputs of the model are not finite.
     """
     modes = safe_modes(model)
     check_token_ids(model, prompts)

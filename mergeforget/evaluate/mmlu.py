@@ -16,7 +16,7 @@ from mergeforget.data.tokens import check_token_ids, cut_to_positions, position_
 from mergeforget.distributed import ALONE, RankShare
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
-from mergeforget.evaluate.decoding import cached_prefix_logits
+from mergeforget.evaluate.decoding import cached_prefix_logits, check_finite
 from mergeforget.evaluate.self_check import safe_modes
 from mergeforget.files import sha256
 from mergeforget.parsing import read_text
@@ -163,6 +163,9 @@ def choose(
 
     The shared prefix of the prompts (header and examples) is processed once per batch if the
     self-check allows it for this model.
+
+    Raises:
+        NumericError: The outputs of the model are not finite.
     """
     if not prompts:
         return []
@@ -173,6 +176,7 @@ def choose(
 
     def work(places: list[int]) -> list[int]:
         logits = cached_prefix_logits(model, [prompts[i] for i in places], shared)
+        check_finite(logits)
         return [int(i) for i in logits[:, list(letters)].argmax(-1)]
 
     return in_batches(

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import StaticCache
 
+from mergeforget.errors import NumericError
 from mergeforget.evaluate.decoding import (
+    NOT_FINITE,
     SAME_ADAPTER,
     Pick,
     cached_pass,
@@ -70,6 +72,9 @@ def greedy_static(
 
     Returns:
         New token ids of each row, including the token that ended it.
+
+    Raises:
+        NumericError: The logits of an unfinished row are not finite.
     """
     if not max_new_tokens:
         return [[] for _ in prompts]
@@ -84,14 +89,18 @@ def greedy_static(
     passes = _StaticPasses(model, cache, mask, length, last)
     places = torch.tensor(rows, device=device)
     counts, finished = torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool)
+    finite = torch.tensor(True, device=device)
     checks = {max_new_tokens}  # the steps at which rows reach the limit
     for step in itertools.count(1):
+        finite &= (finished | torch.isfinite(logits.amax(-1))).all()
         chosen = pick(logits, rows)  # (rows,)
         new[places, counts] = chosen
         counts = (counts + 1).clamp(max=max_new_tokens)
         finished |= torch.isin(chosen, ends) | (counts == max_new_tokens)
         free: list[int] = []
         if step % check_every == 0 or step in checks:
+            if not finite:
+                raise NumericError(NOT_FINITE)
             free = finished.nonzero().squeeze(1).tolist()
             if not waiting and len(free) == len(rows):
                 break

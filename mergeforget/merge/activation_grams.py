@@ -173,9 +173,10 @@ def input_grams(
     import torch
 
     from mergeforget.data.templating import RAW
-    from mergeforget.data.tokens import encode_rows
+    from mergeforget.data.tokens import encode_rows, fitting_length
 
-    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template or RAW)
+    longest = fitting_length(model, MAX_LENGTH)
+    encoded = encode_rows(tokenizer, rows, max_length=longest, template=template or RAW)
     tokens, device = sum(len(one) for one in encoded), next(model.parameters()).device
     with _watched(model, list(adapter.deltas)) as sums, torch.no_grad():
         with progress(f"Reading the inputs of {adapter.name}", len(encoded)) as bar:

@@ -112,8 +112,8 @@ class Evaluator:
         """Generate the answers of several candidates in one batch, and cache them for ``measure``.
 
         Answers are saved after each batch. A candidate whose likelihoods are not finite is skipped;
-        ``measure`` raises its error. If the model cannot serve several adapters in one batch, each
-        candidate answers in ``measure``.
+        ``measure`` raises its error. If the model cannot serve several adapters in one batch, or an
+        output of a candidate is not finite, each candidate answers in ``measure``.
         """
         if not self.divisible:
             return
@@ -121,9 +121,10 @@ class Evaluator:
         try:
             for variant in self.variants:
                 self._answer_together(sound, variant)
-        except (UnfitError, ResourceError) as error:
+        except (UnfitError, ResourceError, NumericError) as error:
             say(f"Evaluating candidates one after the other: {error}")
-            self.divisible = False
+            # of a candidate whose outputs are not finite, the others are not to blame
+            self.divisible = isinstance(error, NumericError)
 
     def _answer_together(
         self, adapters: Mapping[str, Adapter | None], variant: PromptTemplate

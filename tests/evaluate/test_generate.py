@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,25 @@ import pytest
 import torch
 from torch import nn
 
+from mergeforget.attack.methods.probe import hidden_states
+from mergeforget.attack.methods.sampling import sample
 from mergeforget.errors import NumericError, ResourceError
 from mergeforget.evaluate import decoding as module
 from mergeforget.evaluate import likelihood
 from mergeforget.evaluate.batching import by_length, run_halving
-from mergeforget.evaluate.decoding import greedy, greedy_refilled, similar_lengths
+from mergeforget.evaluate.decoding import (
+    check_finite,
+    greedy,
+    greedy_refilled,
+    model_generate,
+    similar_lengths,
+    uncached,
+)
 from mergeforget.evaluate.generate import generate, generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
+from mergeforget.evaluate.mmlu import choose
 from mergeforget.evaluate.self_check import safe_modes
+from mergeforget.evaluate.static_decoding import greedy_static
 
 PROMPTS = ["a", "What is it?", "The quick brown fox", "x" * 40, "ab", "What is it?"]
 
@@ -280,6 +292,45 @@ def test_a_config_with_several_end_tokens_is_accepted(make_model: Any, tiny_toke
     model.config.eos_token_id = [2, 100]  # as in Llama 3.1 and Gemma 3
     texts = generate(model, tiny_tokenizer, PROMPTS[:2], max_new_tokens=4, label="")
     assert texts == generate(make_model(), tiny_tokenizer, PROMPTS[:2], max_new_tokens=4, label="")
+
+
+def broken(model: Any, value: float) -> Any:
+    """A model with one weight of NaN or Inf."""
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    return model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_way_to_decode_completes_a_prompt_with_nan(make_model: Any, value: float) -> None:
+    prompts = [[5, 6, 7], [5, 6, 8, 9]]
+    ways: list[Callable[[Any], Any]] = [
+        lambda model: generate_ids(model, prompts, stop=[2], max_new_tokens=3),
+        lambda model: greedy(model, prompts, [2], 3),
+        lambda model: greedy_refilled(model, prompts, [2], 3, 1),
+        lambda model: greedy_static(model, prompts, [2], 3),
+        lambda model: uncached(model, prompts[0], [2], 3),
+        lambda model: model_generate(model, prompts[0], [2], 3),
+        lambda model: sample(model, prompts[0], 2, 3, [2], 1.0, seed=0),
+        lambda model: choose(model, prompts, [10, 11, 12, 13], None),
+    ]
+    for way in ways:
+        assert way(make_model())
+        with pytest.raises(NumericError, match="contain NaN"):
+            way(broken(make_model(), value))
+
+
+def test_logits_of_excluded_tokens_may_be_infinite() -> None:
+    nan, inf = float("nan"), float("inf")
+    check_finite(torch.tensor([[0.0, -inf], [-inf, 1.0]]))
+    for wrong in ([0.0, nan], [0.0, inf], [-inf, -inf]):
+        with pytest.raises(NumericError):
+            check_finite(torch.tensor([[0.0, 1.0], wrong]))
+
+
+def test_a_probe_of_nan_is_refused(make_model: Any, tiny_tokenizer: Any) -> None:
+    with pytest.raises(NumericError, match="not numbers"):
+        hidden_states(broken(make_model(), float("nan")), tiny_tokenizer, ["a", "b"], "last")
 
 
 def test_a_model_of_nan_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:

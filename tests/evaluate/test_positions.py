@@ -7,10 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from mergeforget.attack.calibration import observe
+from mergeforget.attack.methods.logit_lens import lens_logps
+from mergeforget.attack.methods.probe import _pooled, hidden_states
+from mergeforget.attack.methods.sampling import sample
+from mergeforget.attack.tuning import Tuning, tune
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW
 from mergeforget.data.tokens import position_limit
 from mergeforget.errors import InputError
 from mergeforget.evaluate.generate import generate_ids
@@ -61,6 +68,44 @@ def test_long_rows_are_truncated_at_the_beginning_with_a_message(
     norms = gradient_norms(model, [(long, LIMIT), (long[-LIMIT:], LIMIT - 9)])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert len(choose(model, [long, long[:8]], [10, 11, 12, 13], None)) == 2
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_every_attack_truncates_rows_to_the_positions(kind: str, tiny_tokenizer: Any) -> None:
+    model, tokenizer = learned(kind), tiny_tokenizer
+    long = [5 + i % 200 for i in range(LIMIT + 9)]
+    whole, cut, part = lens_logps(model, [long, long[9:], long], [LIMIT, LIMIT - 9, LIMIT + 4], [1])
+    assert whole == pytest.approx(cut, abs=1e-5) and whole != part
+    (all_cut,) = lens_logps(model, [long], [4], [1])  # a part of the answer is lost as well
+    assert all_cut == pytest.approx(lens_logps(model, [long[9:]], [1], [1])[0], abs=1e-5)
+
+    texts = ["x" * 60 + "Who is it?", "y" * 60 + "Who is it?"]
+    ids = [RAW.prompt_ids(tokenizer, text)[-LIMIT:] for text in texts]
+    for pool in ("last", "mean"):
+        states = hidden_states(model, tokenizer, texts, pool)  # (layers + 1, texts, width)
+        assert states[1] == pytest.approx(np.stack([s[1] for s in _pooled(model, ids, pool)]))
+
+    new = sample(model, long, 2, 12, [], 1.0, seed=0)
+    assert [len(x) for x in new] == [8, 8]  # a quarter of the positions is kept free
+    assert new == sample(model, long[-24:], 2, 8, [], 1.0, seed=0)
+    assert [len(x) for x in sample(model, long[:30], 2, 12, [], 1.0, seed=0)] == [8, 8]
+    assert [len(x) for x in sample(model, long[:4], 2, 12, [], 1.0, seed=0)] == [12, 12]
+
+    linear = [m for m in model.modules() if type(m).__name__ in ("Linear", "Conv1D")][:1]
+    assert [one.count for one in observe(model, linear, [long])] == [LIMIT]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_relearning_truncates_rows_to_the_positions(kind: str, tiny_tokenizer: Any) -> None:
+    rows = [Row("a", "x" * 50, "a long answer " * 9), Row("b", "x" * 50, "yes")]
+    steps: list[int] = []
+
+    def note(policy: Any, step: int) -> dict[str, Any]:
+        steps.append(step)
+        return {}
+
+    tune(learned(kind), tiny_tokenizer, rows, Tuning(1, 1e-3, 2, 2, False, 0), note, label="x")
+    assert steps == [0, 1]
 
 
 def test_training_lowers_max_length_to_the_positions(

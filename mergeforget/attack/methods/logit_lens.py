@@ -12,6 +12,7 @@ from mergeforget.attack.guessing import NOT_FINITE
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
 from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
+from mergeforget.data.tokens import cut_to_positions
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.batching import in_batches, token_budget
 
@@ -49,8 +50,8 @@ def _by_layer(
     def work(model: Any, tokenizer: Any) -> Facts:
         template = target.template(tokenizer)
         cut = [template.tokens(tokenizer, row) for row in rows]
-        texts = [[*one.prompt, *one.answer] for one in cut]
-        starts = [len(one.prompt) for one in cut]
+        texts, cuts = cut_to_positions(model, [[*one.prompt, *one.answer] for one in cut])
+        starts = [len(one.prompt) - less for one, less in zip(cut, cuts, strict=True)]
         numbers = spaced(int(model.config.get_text_config().num_hidden_layers), layers)
         logps = in_batches(
             model, [len(t) for t in texts],
@@ -88,7 +89,13 @@ def spaced(depth: int, layers: int) -> list[int]:
 def lens_logps(
     model: Any, texts: list[list[int]], starts: list[int], layers: list[int]
 ) -> list[list[float]]:
-    """Return each text's mean log-probability from its start on, by layer; (texts, layers)."""
+    """Return each text's mean log-probability from its start on, by layer; (texts, layers).
+
+    A text that is too long for the model's positions is truncated at its beginning. The first
+    token of a text has no context, so it is not scored.
+    """
+    texts, cuts = cut_to_positions(model, texts)
+    starts = [max(1, start - cut) for start, cut in zip(starts, cuts, strict=True)]
     longest = max(len(t) for t in texts)
     ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts]).to(model.device)
     lengths = torch.tensor([len(t) for t in texts], device=model.device)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mergeforget.attack.advantage import CONVICT, Estimate, difference, subtracted
+from mergeforget.attack.guessing import NOT_FINITE
 from mergeforget.attack.logistic import (
     coordinates,
     cross_validated_auc,
@@ -24,6 +25,8 @@ from mergeforget.attack.verdict import claim, conclude
 from mergeforget.console import track
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
+from mergeforget.data.tokens import cut_to_positions
+from mergeforget.errors import NumericError
 from mergeforget.evaluate.batching import in_batches, token_budget
 
 Pool = Literal["last", "mean"]
@@ -203,8 +206,11 @@ def hidden_states(
 
     Args:
         pool: ``last`` selects the state of the last token, ``mean`` the mean over all tokens.
+
+    Raises:
+        NumericError: A state is not finite.
     """
-    ids = [template.prompt_ids(tokenizer, text) for text in texts]
+    ids, _ = cut_to_positions(model, [template.prompt_ids(tokenizer, text) for text in texts])
     states = in_batches(
         model,
         [len(i) for i in ids],
@@ -212,6 +218,8 @@ def hidden_states(
         budget=batch_tokens or token_budget(model),
         label=label,
     )
+    if not all(np.isfinite(one).all() for one in states):
+        raise NumericError(NOT_FINITE)
     return np.stack(states, axis=1)
 
 

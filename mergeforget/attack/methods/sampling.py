@@ -14,8 +14,9 @@ from mergeforget.attack.result import Result
 from mergeforget.attack.target import Facts, Target, TargetModel
 from mergeforget.attack.variants import Variant
 from mergeforget.console import track
+from mergeforget.data.tokens import cut_to_positions, position_limit
 from mergeforget.evaluate.completion import Completion
-from mergeforget.evaluate.decoding import plain_generation
+from mergeforget.evaluate.decoding import finite_logits, plain_generation
 from mergeforget.evaluate.generate import stop_ids, text_stop_ids
 from mergeforget.metrics._leaks import common_windows, leaked
 
@@ -67,7 +68,8 @@ def _samples(
     def work(model: Any, tokenizer: Any) -> Facts:
         own = target.template(tokenizer)
         stop, text_stops = (find(model, tokenizer, own) for find in (stop_ids, text_stop_ids))
-        ids = [v.tokens(tokenizer, own)[0] for v in asked]
+        ids, _ = cut_to_positions(model, [v.tokens(tokenizer, own)[0] for v in asked],
+                                  reserve=target.max_new_tokens)  # fmt: skip
         written = []
         for place in track(range(len(ids)), f"{target_model.role}: samples", len(ids)):
             new = sample(model, ids[place], samples, target.max_new_tokens, stop,
@@ -98,11 +100,19 @@ def sample(
 ) -> list[list[int]]:
     """Draw ``n`` continuations of one prompt from the model's full distribution.
 
-    All rows have the same prompt, so no padding is needed and every architecture is supported.
+    All rows have the same prompt, so no padding is needed and every architecture is supported. As
+    in greedy decoding, a prompt that is too long for the model's positions is truncated at its
+    beginning, and the continuation ends with the last position.
 
     Returns:
         New token ids of each sample.
+
+    Raises:
+        NumericError: The outputs of the model are not finite.
     """
+    (prompt,), _ = cut_to_positions(model, [prompt], reserve=max_new_tokens)
+    limit = position_limit(model)
+    new_tokens = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt))
     ids = torch.tensor([prompt] * n, device=model.device)
     was_training = model.training
     model.eval()
@@ -111,9 +121,11 @@ def sample(
         torch.manual_seed(seed)
         with plain_generation(
             model, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
-            max_new_tokens=max_new_tokens, eos_token_id=stop or None,
+            max_new_tokens=new_tokens, eos_token_id=stop or None,
         ):  # fmt: skip
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+            out = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), logits_processor=finite_logits()
+            )
     model.train(was_training)
     return [_until(row, stop) for row in out[:, len(prompt) :].tolist()]
 
