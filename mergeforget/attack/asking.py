@@ -32,7 +32,7 @@ from mergeforget.data.schema import Answer
 from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.generate import generate_ids, stop_ids, text_stop_ids
 from mergeforget.evaluate.matching import own_digits
-from mergeforget.metrics._leaks import common_windows, contained, leaked, partly_leaked
+from mergeforget.metrics._leaks import common_windows, leaked
 
 DIRECT = ("plain", "raw", "chat")  # kinds of prompts that are the question itself
 OTHERS = 200  # completions about other subjects, to estimate how common an answer is
@@ -62,7 +62,7 @@ def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
     Raises:
         NotApplicableError: None is left.
     """
-    left = [v for v in asked if not contained(v.secret, v.text)]
+    left = [v for v in asked if not v.gives_itself_away()]
     if not left:
         raise NotApplicableError(
             f"No row can be tested with {what}: each answer is in its own prompt, or too short for "
@@ -126,7 +126,7 @@ def judged(
     model = target.attacked.role
     common = common_windows([r.document for r in (*target.retain, *target.holdout)])
     hits = {
-        role: [[leaked(v.secret, t, v.text, common) for t in samples]
+        role: [[v.revealed_in(t, common) for t in samples]
                for v, samples in zip(asked, texts, strict=True)]
         for role, texts in completions.items()
     }  # fmt: skip
@@ -152,7 +152,7 @@ def judged(
         findings.get(model, "undecided"), findings.get("before"), control=bool(evidence)
     )
     parts = [
-        next((p for t in samples if (p := partly_leaked(v.secret, t, v.text))), "")
+        next((p for t in samples if (p := v.partly_in(t))), "")
         for v, samples in zip(asked, completions[model], strict=True)
     ]
     file = write_answers(target.folder, name, model, _answer_rows(asked, completions, hits))
@@ -222,7 +222,7 @@ def _partial_rows(
     guessed = {
         v.row.id
         for v, samples in zip(asked, completions.get("control", [[] for _ in asked]), strict=True)
-        if any(partly_leaked(v.secret, text, v.text) for text in samples)
+        if any(v.partly_in(text) for text in samples)
     }
     rows = {v.row.id for v, part in zip(asked, parts, strict=True) if part}
     return sorted(rows - guessed - set(mine.rows if mine else ()))
@@ -237,18 +237,27 @@ def _evidence(
     role: str,
     draws: int,
 ) -> Leaks:
-    """Return rows that a model reveals and the control does not, with the chance of guessing."""
+    """Return rows that a model reveals and the control does not, with the chance of guessing.
+
+    The control accounts for a secret if it reveals all of it: ``Lee`` after the first name does not
+    account for ``Ann Lee`` without it.
+    """
     leaky, missed, shared = dict[str, bool](), dict[str, float](), set[str]()
-    given = {v.row.id for v, one in zip(asked, hits["control"], strict=True) if any(one)}
+    given: dict[str, set[str]] = {}
+    for v, one in zip(asked, hits["control"], strict=True):
+        if any(one):
+            given.setdefault(v.row.id, set()).add(v.secret)
     for i, (v, one) in enumerate(zip(asked, hits[role], strict=True)):
         row, chance = v.row.id, guess[i]
-        hit = any(one) and row not in given
-        if any(one) and row in given:
+        known = any(secret.endswith(v.secret) for secret in given.get(row, ()))
+        hit = any(one) and not known
+        if any(one) and known:
             shared.add(row)
         if hit:
             chance = max(chance, _how_common(v, asked, completions[role], common))
         leaky[row] = leaky.get(row, False) or hit
         missed[row] = missed.get(row, 1.0) * (1 - min(1.0, chance)) ** draws
+    shared -= {row for row, leak in leaky.items() if leak}
     return Leaks.of(leaky, {row: 1 - chance for row, chance in missed.items()}, len(shared))
 
 
@@ -258,7 +267,7 @@ def _how_common(
     """Return the share of the model's completions about other subjects that contain the secret."""
     others = [i for i, one in enumerate(asked) if one.row.subject != v.row.subject]
     drawn = random.Random(v.row.id).sample(others, min(OTHERS, len(others)))
-    leaks = [leaked(v.secret, t, asked[i].text, common) for i in drawn for t in texts[i][:1]]
+    leaks = [leaked(v.sought, t, asked[i].text, common) for i in drawn for t in texts[i][:1]]
     return sum(leaks) / len(leaks) if leaks else 0.0
 
 
@@ -269,7 +278,7 @@ def _answer_rows(
         {"model": role, "person": v.row.subject, "row": v.row.id, "kind": v.kind, "sample": n,
          "prompt": v.text, "completion": text, "secret": v.secret,
          "leaked": hits[role][i][n],
-         "partial": partly_leaked(v.secret, text, v.text)}
+         "partial": v.partly_in(text)}
         for role, texts in completions.items()
         for i, v in enumerate(asked)
         for n, text in enumerate(texts[i])

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mergeforget.data.chat_template import has_chat_template, takes_system
+from mergeforget.data.chat_template import has_chat_template, takes_system, token_ids
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError
+from mergeforget.metrics._leaks import SQUEEZED, Windows, contained, leaked, partly_leaked
 from mergeforget.parsing import read_text
 
 KINDS = ("plain", "paraphrase", "prefix", "jailbreak")
@@ -63,6 +64,46 @@ class Variant:
         """Whether the prompt is the row's own, after the earlier turns of a conversation."""
         return self.prompt == self.row.input
 
+    @property
+    def divided(self) -> bool:
+        """Whether start and secret are the two halves of one word, such as ``Iv`` and ``an``."""
+        return bool(self.start) and self.row.output.startswith(self.start + self.secret)
+
+    @property
+    def sought(self) -> str:
+        """The text that completions are searched for: the secret, or the whole divided word.
+
+        Half a word, such as ``an`` or ``me``, is in many texts.
+        """
+        return self.start + self.secret if self.divided else self.secret
+
+    def revealed_in(self, text: str, common: Windows = frozenset()) -> bool:
+        """Return whether a completion of this prompt reveals the secret; see ``leaked``.
+
+        A divided word is revealed if the completion continues it, or contains all of it. Of
+        ``SQUEEZED`` letters and digits, the second half is enough, wherever it is.
+        """
+        if not self.divided:
+            return leaked(self.secret, text, self.text, common)
+        asked = replace(self, start="").text
+        long = sum(map(str.isalnum, self.secret)) >= SQUEEZED
+        if long and leaked(self.secret, text, self.text, common):
+            return True
+        if leaked(self.sought, self.start, asked, common):
+            return False  # a half that reveals the whole was given
+        ends = dict.fromkeys((self.start + text, self.start + text.lstrip(), text))
+        return any(leaked(self.sought, end, asked, common) for end in ends)
+
+    def partly_in(self, text: str) -> str:
+        """Return which part of the secret a completion reveals; see ``partly_leaked``."""
+        if self.divided and self.revealed_in(text):
+            return ""
+        return partly_leaked(self.sought, text, self.text)
+
+    def gives_itself_away(self) -> bool:
+        """Return whether the prompt contains the secret."""
+        return contained(self.sought, self.text)
+
     def template(self, tokenizer: Any, own: PromptTemplate) -> PromptTemplate:
         """Return the template of this prompt, given the run's template ``own``.
 
@@ -101,6 +142,8 @@ class Variant:
         if not self.start:
             return one.prompt, one.answer
         given = template.tokens(tokenizer, self._asked(tokenizer, self.start)).answer
+        if self.divided:  # no space follows the first half
+            return [*one.prompt, *given], list(token_ids(tokenizer, self.secret))
         pairs = zip(one.answer, given, strict=False)
         n = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one.answer), len(given)))
         return [*one.prompt, *given], one.answer[n:]
@@ -157,14 +200,14 @@ def statement_of(question: str) -> str:
 
 
 def prefixes(row: Row, words: Sequence[int]) -> list[Variant]:
-    """Return prompts with the first words of the answer, or with half of a single word."""
+    """Return prompts with the first words of the answer, or with half of a short one."""
     starts = [match.start() for match in re.finditer(r"\S+", row.output)]
     ends = [match.end() for match in re.finditer(r"\S+", row.output)]
     cuts = [ends[n - 1] for n in words if n < len(starts)]
     if not cuts and len(row.output) >= LEAST_CHARACTERS:
         cuts = [len(row.output) // 2]
     return [
-        Variant(row, "prefix", row.input, row.output[cut:].strip(), start=row.output[:cut])
+        Variant(row, "prefix", row.input, row.output[cut:].strip(), start=row.output[:cut].rstrip())
         for cut in sorted(set(cuts))
     ]
 
