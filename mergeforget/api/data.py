@@ -192,12 +192,13 @@ def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
     from collections import Counter
 
     from mergeforget.data.chat_template import check_size
+    from mergeforget.data.schema import kinds_of
 
     facts: dict[str, Any] = {
         "rows": len(rows),
         "documents": len({r.subject for r in rows}),
         "tasks": dict(sorted(Counter(r.task for r in rows).items())),
-        "kinds": dict(sorted(Counter(r.kind for r in rows).items())),
+        "kinds": dict(sorted(Counter(kinds_of(rows)).items())),
     }
     if tokenizer is not None:
         for row in rows:

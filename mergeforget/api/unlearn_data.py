@@ -299,12 +299,14 @@ def _names_of(row: Row) -> list[str]:
 
 def _neighbours(forget: Sequence[Row], most: int = 12) -> list[str]:
     """Return questions of the forget rows about known people instead of their own."""
+    from mergeforget.data.schema import kinds_of
+
     known = folded(" ".join(row.document for row in forget))
     people = [one for one in NEIGHBOURS if not occurs(folded(one), known)]
     found: list[str] = []
-    for row in forget:
+    for row, kind in zip(forget, kinds_of(forget), strict=True):
         names = _names_of(row)
-        if names and people and row.kind != "sc" and not row.window:
+        if names and people and kind != "sc" and not row.window:
             one = people[len(found) % len(people)]
             found.append(row.input.replace(names[0], one))
     return found[:most]

@@ -13,7 +13,7 @@ from mergeforget.attack.advantage import Advantage, Values, same_kind, subtracte
 from mergeforget.attack.target import Facts, Target
 from mergeforget.attack.verdict import GREEDY, Leaks
 from mergeforget.data.chat_template import check_size
-from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
+from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row, kinds_of
 from mergeforget.errors import InputError
 from mergeforget.evaluate.cache import EvaluationCache, document_key
 from mergeforget.evaluate.measure import measure, membership_documents
@@ -62,7 +62,9 @@ def forget_scores(
     answered = measure(
         model,
         tokenizer,
-        forget=[row for row in rows.forget if row.kind == "sc"],
+        forget=[
+            r for r, kind in zip(rows.forget, kinds_of(rows.forget), strict=True) if kind == "sc"
+        ],
         retain=[],
         members=[*rows.forget, *rows.retain],
         nonmembers=rows.holdout,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ from mergeforget.score import Score
 
 Kind = Literal["sc", "qa", "other"]
 Window = Literal["", "whole", "start", "middle", "end"]
+_LUME = re.compile(r'"?[^"].*?(sc|qa)\d+"?', re.DOTALL)
 MMLU_SHOTS = 5  # default number of examples
 
 
@@ -75,13 +78,14 @@ class Row:
 
     @property
     def kind(self) -> Kind:
-        """``sc`` or ``qa`` according to the id, as in SemEval-2025 Task 4's script.
+        """``sc`` or ``qa`` if the id ends in it and a number after the id of a document.
 
-        The script removes one digit; here, the tenth question of a document is a question, too.
+        As in SemEval-2025 Task 4's script, which removes one digit; here, the tenth question of a
+        document is a question, too. Other ids may look the same: use ``kinds_of`` or ``preferred``
+        to select rows of a set.
         """
-        stem = self.id.rstrip('"')
-        stem = stem.rstrip("0123456789") if stem[-1:].isdigit() else stem[:-1]
-        return "sc" if stem.endswith("sc") else "qa" if stem.endswith("qa") else "other"
+        match = _LUME.fullmatch(self.id)
+        return "other" if match is None else "sc" if match[1] == "sc" else "qa"
 
     @property
     def opens(self) -> bool:
@@ -140,6 +144,30 @@ def _subject_of(row_id: str) -> str:
     """
     stem = row_id.strip('"').rstrip("0123456789")
     return stem.endswith(("sc", "qa")) and stem[:-2].strip('"') or row_id
+
+
+def kinds_of(rows: Sequence[Row]) -> list[Kind]:
+    """Return the kind of each row of a set; ``other`` for all rows if their ids are not LUME's.
+
+    They are if every id has its form (windows of documents aside), or if a document has rows of
+    both kinds. A single id such as ``Xk2qa9`` among others means nothing.
+    """
+    kinds: list[Kind] = [row.kind for row in rows]
+    named = all(kind != "other" for row, kind in zip(rows, kinds, strict=True) if not row.window)
+    documents = [{_subject_of(row.id) for row in rows if row.kind == one} for one in ("sc", "qa")]
+    return kinds if named or documents[0] & documents[1] else ["other"] * len(rows)
+
+
+def preferred(rows: Sequence[Row], kind: Literal["sc", "qa"]) -> list[bool]:
+    """Return whether each row of a set is measured, if one kind is preferred.
+
+    Only rows of the other kind are left out, and only if their document has one of this kind.
+
+    >>> preferred([Row("a-sc1", "", ""), Row("a-qa0", "", ""), Row("b-qa0", "", "")], "sc")
+    [True, False, True]
+    """
+    documents = {_subject_of(row.id) for row in rows if row.kind == kind}
+    return [row.kind in (kind, "other") or _subject_of(row.id) not in documents for row in rows]
 
 
 def with_own_subjects(rows: list[Row]) -> list[Row]:

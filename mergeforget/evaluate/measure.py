@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mergeforget.console import say
 from mergeforget.data.chat_template import answer_text, special_in, token_ids
-from mergeforget.data.schema import Answer, Measured, Row
+from mergeforget.data.schema import Answer, Measured, Row, preferred
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError
 from mergeforget.evaluate.cache import (
@@ -30,12 +30,12 @@ def membership_documents(rows: Sequence[Row], unit: Membership = "documents") ->
     """Return the rows used for membership inference.
 
     Args:
-        unit: ``documents`` selects the completion rows, one per document, as SemEval-2025 Task 4
-            does, or every row if there is no completion row. ``rows`` and ``answers`` select every
-            row.
+        unit: ``documents`` leaves out the questions about a document that has a completion row, as
+            SemEval-2025 Task 4 does. ``rows`` and ``answers`` select every row.
     """
-    documents = [r for r in rows if r.kind == "sc"]
-    return documents if documents and unit == "documents" else list(rows)
+    if unit != "documents":
+        return list(rows)
+    return [row for row, used in zip(rows, preferred(rows, "sc"), strict=True) if used]
 
 
 def measure(

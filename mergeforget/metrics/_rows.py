@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
+from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, kinds_of, preferred
 from mergeforget.errors import NumericError
 from mergeforget.score import Better
+
+Asked = TypeVar("Asked", Answer, AnswerLikelihood)
 
 
 def answers_of(measured: Measured, split: str, task: str = "", kind: str = "") -> list[Answer]:
     """Return the answers of a split, optionally of one task and one kind of row."""
-    return [
-        a
-        for a in measured.answers
-        if a.row.split == split
-        and (not task or a.row.task == task)
-        and (not kind or a.row.kind == kind)
-    ]
+    answers = [a for a in measured.answers if a.row.split == split]
+    if kind:
+        kinds = kinds_of([a.row for a in answers])
+        answers = [a for a, own in zip(answers, kinds, strict=True) if own == kind]
+    return [a for a in answers if not task or a.row.task == task]
+
+
+def questions_of(rows: list[Asked]) -> list[Asked]:
+    """Leave out the completion rows of documents that have questions; all rows without questions.
+
+    Windows of documents are no questions either.
+    """
+    used = preferred([one.row for one in rows], "qa")
+    if any(one.row.kind == "qa" for one in rows):
+        used = [keep and not one.row.window for keep, one in zip(used, rows, strict=True)]
+    return [one for one, keep in zip(rows, used, strict=True) if keep]
 
 
 def likelihoods_of(measured: Measured, split: str, task: str = "") -> list[AnswerLikelihood]:

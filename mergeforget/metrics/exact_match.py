@@ -6,7 +6,7 @@ import unicodedata
 
 from mergeforget.data.schema import Answer, Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import answers_of, direction, subjects_of
+from mergeforget.metrics._rows import answers_of, direction, questions_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -17,8 +17,8 @@ DEFINITION = "exact-match@2"
     "exact_match", source="exact match without case, as in SemEval-2025 Task 4's knowledge score"
 )
 def exact_match(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Share of exact answers to questions, or over all rows if the split has no question."""
-    rows = answers_of(measured, split, task, "qa") or answers_of(measured, split, task)
+    """Share of exact answers, without the completion rows of documents that have questions."""
+    rows = questions_of(answers_of(measured, split, task))
     values = [float(is_exact(a)) for a in rows]
     return mean_score(
         "exact_match",

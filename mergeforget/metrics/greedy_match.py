@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import direction, likelihoods_of, subjects_of
+from mergeforget.metrics._rows import direction, likelihoods_of, questions_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -13,15 +13,14 @@ DEFINITION = "greedy-match@1"
 
 @metric("greedy_match", source="exact match under teacher forcing, without the end of the text")
 def greedy_match(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Share of questions for which each answer token is the most likely one.
+    """Share of answers of which each token is the most likely one.
 
-    Computed over all rows if the split has no question. This is a cheap upper bound of
+    The rows are those of ``exact_match``. This is a cheap upper bound of
     ``exact_match``: a model that decodes the answer assigns the highest probability to each of its
     tokens. The bound can fail if the tokenizer splits prompt and answer differently.
     """
     rows = likelihoods_of(measured, split, task)
-    questions = [one for one in rows if one.row.kind == "qa"]
-    asked = questions or rows
+    asked = questions_of(rows)
     return mean_score(
         "greedy_match",
         split,

@@ -26,7 +26,7 @@ def regurgitation(
     """
     rows = answers_of(measured, split, task, "sc")
     if not rows and words == "unicode":
-        rows = [a for a in answers_of(measured, split, task) if a.row.kind != "qa"]
+        rows = answers_of(measured, split, task, "other")
     values = [closest_recall(a, a.completion, words) for a in rows]
     return mean_score(
         "regurgitation",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mergeforget.data.chat_template import answer_text
-from mergeforget.data.schema import Measured, Row
+from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, Row, kinds_of
 from mergeforget.errors import InputError
 from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.evaluation import Evaluation
@@ -41,6 +41,38 @@ def test_documents_are_the_completion_rows_or_every_row() -> None:
     assert membership_documents(FORGET) == FORGET[:1]
     assert membership_documents(FORGET, "rows") == FORGET
     assert membership_documents(FORGET[1:]) == FORGET[1:]
+    other = [Row(f"{split}qa0", "Who?", "Dan", "", "forget") for split in "xy"]
+    assert membership_documents([*FORGET, *other]) == [FORGET[0], *other]
+
+
+def test_ids_that_happen_to_look_like_those_of_lume_exclude_no_row() -> None:
+    names = [*(f"a{i}" for i in range(8)), "Francisco", "Xk2qa9", "disc1"]
+    rows = [Row(name, f"Where is {name}?", "Rome", "", "forget") for name in names]
+    assert kinds_of(rows) == ["other"] * 11
+    assert membership_documents(rows) == rows
+    measured = Measured(
+        [Answer(row, "Oslo" if row.id == "Xk2qa9" else "Rome") for row in rows], [],
+        likelihoods=[AnswerLikelihood(row, 1.0, 3, greedy=1.0) for row in rows],
+    )  # fmt: skip
+    for name, value in (("exact_match", 10 / 11), ("greedy_match", 1.0)):
+        score = METRICS.get(name).fn(measured, "forget")
+        assert (score.value, score.n) == (pytest.approx(value), 11)
+    for name in ("knowledge", "regurgitation"):  # of LUME's kinds of rows
+        assert METRICS.get(name).fn(measured, "forget") is None
+
+
+def test_kinds_are_used_for_documents_that_have_both() -> None:
+    mixed = [*FORGET, Row("own", "Who?", "Eve", "", "forget")]
+    assert kinds_of(FORGET) == ["sc", "qa"] and kinds_of(mixed) == ["sc", "qa", "other"]
+    assert kinds_of([RETAIN[0], Row("p9qa0", "", "")]) == ["sc", "qa"]  # every id has the form
+    assert membership_documents(mixed) == [FORGET[0], mixed[2]]
+    answers = [Answer(row, row.output) for row in mixed]
+    assert METRICS.get("exact_match").fn(Measured(answers, []), "forget").n == 2
+    assert METRICS.get("knowledge").fn(Measured(answers, []), "forget").n == 1
+    window = Row("book", "", "A text.", "", "forget", window="whole")
+    assert kinds_of([window, FORGET[1]]) == ["other", "qa"]
+    asked = Measured([Answer(row, row.output) for row in (window, FORGET[1])], [])
+    assert METRICS.get("exact_match").fn(asked, "forget").n == 1
 
 
 def test_answers_and_documents_are_measured_in_one_pass(
