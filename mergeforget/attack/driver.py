@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.attack.headline import keep_verdict, measure_control
-from mergeforget.attack.methods import ATTACKS
+from mergeforget.attack.methods import ATTACKS, QUICK
 from mergeforget.attack.result import Result, write_result
 from mergeforget.attack.target import Models, NotApplicableError, Target, TargetModel
 from mergeforget.attack.tuning import train_control
+from mergeforget.console import say
 from mergeforget.data.overlap import check_overlap, distinct_rows, plain_text
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
@@ -34,16 +35,6 @@ ORDER = (  # the cheapest attacks first
     "sampling", "relearn", "relearn_unrelated",
 )  # fmt: skip
 QUICK_ROWS = 24  # maximum rows per split, so that the cost is independent of the data size
-QUICK: dict[str, dict[str, Any]] = {  # attacks of the quick set and their arguments
-    "exposure": {"candidates": 7},
-    "logit_lens": {"layers": 4},
-    "prompts": {"kinds": ["plain", "prefix"], "words": [1]},
-    "formats": {"formats": ["chat", "completion", "fill-in", "json"]},
-    "in_context": {},
-    "quantise": {"bits": [4]},
-    "sampling": {"samples": 8},
-    "relearn": {"steps": 40},
-}
 
 
 def attack_names(names: Sequence[str] = (), *, quick: bool = False) -> list[str]:
@@ -69,7 +60,8 @@ def carry_out(
 ) -> Iterator[tuple[Result, list[Result]]]:
     """Run attacks, and save each result and the verdict on each model.
 
-    The control of a run is evaluated first, because the verdict compares with it. An attack that
+    The control of a run is evaluated first, because the verdict compares with it. Evidence on the
+    same weights accumulates, see ``write_result``. An attack that
     does not apply to the data or the model is reported as ``no power``, unless it is the only one.
 
     Args:
@@ -94,17 +86,43 @@ def carry_out(
                 if len(names) == 1:
                     raise
                 result = Result(name, target.attacked.role, "no power", f"Not run: {error}", [])
-            weights = target.models.facts(target.attacked)["adapter"]
+            known = target.models.facts(target.attacked)
             facts: dict[str, Any] = {
+                "weights": known["adapter"],
+                "base": known["base"],
+                "data": rows_hash(target.all_rows("forget")),
+                "usual_tokens": _usual_tokens(target),
                 "template": target.data.template,
                 "system_prompt": target.data.system_prompt,
                 "forget_rows": [len(target.forget), len(target.all_rows("forget"))],
-                "given": arguments,
+                "given": {
+                    key: str(value) if isinstance(value, Path) else value
+                    for key, value in arguments.items()
+                },
             }
-            result = replace(result, settings=result.settings | {"weights": weights} | facts)
+            result = replace(result, settings=result.settings | facts)
             saved = write_result(target.folder, result)
+            if result not in saved:
+                say(
+                    f"Warning: {name} keeps the earlier result on the same weights, which a repeat "
+                    f"does not refute: {saved[-1].finding}. Delete {target.folder / name}.json to "
+                    "discard it, for example after a run with an unsuitable control."
+                )
             keep_verdict(target.folder, target.attacked.role, target.run)
             yield result, saved
+
+
+def rows_hash(rows: Sequence[Row]) -> str:
+    """Return a hash of rows, whatever their order."""
+    texts = sorted(json.dumps(row.to_dict(), sort_keys=True) for row in rows)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _usual_tokens(target: Target) -> int:
+    """Return the maximum number of tokens per answer that is not given with the attack."""
+    if target.run is None:
+        return NEW_TOKENS
+    return load_recipe(target.run.recipe).evaluation.max_new_tokens
 
 
 def targets_of_run(

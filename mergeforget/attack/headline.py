@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergeforget.attack.methods import ATTACKS
+from mergeforget.attack.methods import ATTACKS, weaker_arguments
 from mergeforget.attack.result import Result, read_results, write_verdict
 from mergeforget.attack.target import Facts, Target
 from mergeforget.console import say
@@ -183,13 +183,21 @@ def results_of(run: Run, model: str) -> list[Result]:
 
 
 def findings_of(results: Sequence[Result]) -> dict[str, str]:
-    """Return the finding of each attack; ``in part`` if it found nothing in a part of the rows."""
+    """Return the finding of each attack.
+
+    ``in part`` means that it found nothing, but in a part of the rows or with weaker arguments or
+    shorter answers than usual.
+    """
     findings: dict[str, str] = {}
     with reading("A result of an attack"):
         for result in results:
-            attacked, rows = result.settings.get("forget_rows") or (0, 0)
-            less = result.finding == "none found" and attacked < rows
-            findings[result.attack] = "in part" if less else result.finding
+            settings = result.settings
+            attacked, rows = settings.get("forget_rows") or (0, 0)
+            less = attacked < rows or weaker_arguments(result.attack, settings.get("given") or {})
+            if tokens := settings.get("max_new_tokens"):
+                less = less or tokens < settings.get("usual_tokens", 0)
+            in_part = result.finding == "none found" and less
+            findings[result.attack] = "in part" if in_part else result.finding
     return findings
 
 

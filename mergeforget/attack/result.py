@@ -48,15 +48,40 @@ class Result:
 def write_result(folder: Path, result: Result) -> list[Result]:
     """Write a result to ``folder/NAME.json``, replacing an earlier one of the same model.
 
+    An earlier result on the same weights and data is kept if it found traces and this one did not,
+    or if it is undecided and this one is weaker or has no power or no control.
+
     Returns:
-        All results of that attack, including this one.
+        All results of that attack; the last one is of this model.
     """
     path = folder / f"{result.attack}.json"
-    others = [r for r in read_results(folder, result.attack) if r.model != result.model]
-    results = [*others, result]
+    every = read_results(folder, result.attack)
+    others = [r for r in every if r.model != result.model]
+    earlier = [r for r in every if r.model == result.model and _outweighs(r, result)]
+    results = [*others, *(earlier[-1:] or [result])]
     write_json(path, {"attack": result.attack, "results": [r.to_dict() for r in results]})
     write_text(path.with_suffix(".csv"), _csv(results))
     return results
+
+
+def _outweighs(earlier: Result, later: Result) -> bool:
+    """Return whether an earlier result of the same attack and model remains the stronger evidence.
+
+    Files of earlier versions do not record the base and the data.
+    """
+    from mergeforget.attack.methods import weaker_arguments
+
+    one, other = earlier.settings, later.settings
+    if any(one.get(key, "") != other.get(key, "") for key in ("weights", "base", "data")):
+        return False
+    if earlier.finding == "traces":
+        return later.finding != "traces"
+    if earlier.finding != "undecided" or later.finding in ("traces", "undecided"):
+        return False
+    fewer = (other.get("forget_rows") or [0])[0] < (one.get("forget_rows") or [0])[0]
+    given, before = (settings.get("given") or {} for settings in (other, one))
+    weaker = fewer or weaker_arguments(earlier.attack, given, before)
+    return bool(weaker) or later.finding in ("no power", "no control")
 
 
 def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, Any]]) -> str:

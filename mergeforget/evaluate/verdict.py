@@ -116,8 +116,8 @@ def judge(
             split if the model was selected by a search. None judges the attacks alone, for a
             model that was not evaluated.
         findings: Finding of each attack on the model: ``traces``, ``none found``, ``in part`` (none
-            found, but in a part of the forget rows), ``undecided``, ``no power`` or
-            ``no control``. None excludes attacks from the verdict, as in a search;
+            found, but in a part of the forget rows or with a weaker attack), ``undecided``,
+            ``no power`` or ``no control``. None excludes attacks from the verdict, as in a search;
             an empty mapping means that no attack was run.
         control: Scores of a model that never saw the data.
         shared: Number of leaked rows that the control reveals as well.
@@ -396,8 +396,9 @@ def _attacks(findings: Mapping[str, str], notes: _Notes) -> None:
         where = doubts if set(NEEDED) & set(by["in part"]) else uncertain
         names = ", ".join(by["in part"])
         where.append(
-            f"These attacks were run on only a part of the forget rows: {names}. "
-            "Repeat them on all rows: without --limit, --quick and --forget."
+            "These attacks were run on only a part of the forget rows, or with weaker settings "
+            f"than usual: {names}. Repeat them on all rows with the default settings: without "
+            "--limit, --quick, --forget and arguments."
         )
     if others := [name for name in by["undecided"] if name not in NEEDED]:
         doubts.append(f"Undecided attacks: {', '.join(others)}.")

@@ -18,6 +18,7 @@ from mergeforget.data.schema import Row
     "exposure",
     source="Carlini et al., The Secret Sharer, arXiv:1802.08232; candidates are typed and drawn, "
     "not enumerated",
+    strength={"candidates": "more"},
 )
 def exposure(target: Target, *, candidates: int = 15) -> Result:
     """Rank each true answer among answers of the same type by likelihood.

@@ -36,6 +36,7 @@ SYSTEMS = Path(__file__).parents[1] / "systems.txt"
     "formats",
     source="Lynch et al., Eight Methods to Evaluate Robust Unlearning in LLMs, arXiv:2402.16835; "
     "Jin et al., RWKU, arXiv:2406.10890, fill-in and reversed queries",
+    strength={"formats": "all of", "systems": "any"},
 )
 def formats(
     target: Target, *, formats: Sequence[str] = FORMATS, systems: Path | None = None

@@ -23,6 +23,7 @@ NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "embed
     "logit_lens",
     source="nostalgebraist, interpreting GPT: the logit lens (2020); as an attack: Patil et al., "
     "arXiv:2309.17410",
+    strength={"layers": "more"},
 )
 def logit_lens(target: Target, *, layers: int = 8) -> Result:
     """Compute each answer's likelihood by applying the output layer to inner layers.

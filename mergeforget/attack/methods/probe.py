@@ -35,7 +35,11 @@ MANY = 10**9  # labelings that are counted; the number may exceed a float, and h
 LEAST_EXCESS = 0.1  # minimum excess of the AUC over the control's to convict a model
 
 
-@attack("probe", source="Alain and Bengio, Understanding intermediate layers, arXiv:1610.01644")
+@attack(
+    "probe",
+    source="Alain and Bengio, Understanding intermediate layers, arXiv:1610.01644",
+    strength={"shuffles": "more"},
+)
 def probe(
     target: Target,
     *,

@@ -17,6 +17,7 @@ from mergeforget.errors import UnknownNameError
     "prompts",
     source="Jin et al., RWKU, arXiv:2406.10890, adversarial probes; prefixes: Carlini et al., "
     "arXiv:2202.07646",
+    strength={"kinds": "all of", "words": "all of", "templates": "any"},
 )
 def prompts(
     target: Target,

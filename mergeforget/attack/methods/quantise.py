@@ -38,6 +38,7 @@ BY_ROW = 8  # from this number of bits on, there is one scale per row; below, on
     "quantise",
     source="Zhang et al., Catastrophic Failure of LLM Unlearning via Quantization, "
     "arXiv:2410.16454",
+    strength={"bits": "all of"},
 )
 def quantise(target: Target, *, bits: Sequence[int] = (8, 4), group: int = 64) -> Result:
     """Round every weight matrix to 8 and 4 bits and score again.

@@ -44,6 +44,7 @@ LONGER = (1, 4)  # multiples of the steps; the second if the model has not recov
     "relearn",
     source="Hu et al., Unlearning or Obfuscating? Jogging the Memory of Unlearned LLMs via Benign "
     "Relearning, arXiv:2406.13356",
+    strength={"steps": "more", "rank": "more"},
 )
 def relearn(
     target: Target,

@@ -13,6 +13,7 @@ from mergeforget.attack.tuning import Tuning
     "relearn_unrelated",
     source="Lucki et al., An Adversarial Perspective on Machine Unlearning for AI Safety, "
     "arXiv:2409.18025 (fine-tuning on unrelated data); Hu et al., arXiv:2406.13356",
+    strength={"steps": "more", "rank": "more"},
 )
 def relearn_unrelated(
     target: Target,

@@ -25,6 +25,7 @@ from mergeforget.metrics._leaks import common_windows, leaked
     "sampling",
     source="Reisizadeh et al., Leak@k: Unlearning Does Not Make LLMs Forget Under Probabilistic "
     "Decoding, arXiv:2511.04934",
+    strength={"samples": "more"},
 )
 def sampling(target: Target, *, samples: int = 32, temperature: float = 1.0) -> Result:
     """Sample answers to each prompt and report leak@k for k = 1, 2, 4, ... samples.

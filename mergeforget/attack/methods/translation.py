@@ -50,6 +50,7 @@ _ASKED = re.compile(
     "translation",
     source="Lynch et al., Eight Methods to Evaluate Robust Unlearning in LLMs, arXiv:2402.16835, "
     "other languages",
+    strength={"languages": "all of"},
 )
 def translation(target: Target, *, languages: Sequence[str] = tuple(LANGUAGES)) -> Result:
     """Ask for private data with translated questions, and for the rest with an instruction.
