@@ -100,6 +100,7 @@ def plan(
     model: str | Path | None = None,
     forget: str | Path | Sequence[str | Path] | None = None,
     retain: str | Path | None = None,
+    holdout: str | Path | None = None,
     limit: int | None = None,
     template: Literal["auto", "none", "chat"] | None = None,
     system_prompt: str | None = None,
@@ -114,7 +115,7 @@ def plan(
     Args:
         forget: Rows to forget, or a list of files, one per request of
             :func:`mergeforget.unlearn_sequence`.
-        recipe, model, retain, limit, template, system_prompt, turns, settings: As in
+        recipe, model, retain, holdout, limit, template, system_prompt, turns, settings: As in
             :func:`train_pair`.
 
     Returns:
@@ -133,7 +134,8 @@ def plan(
     chosen = []
     for file in files:
         options: TrainingOptions = {
-            "forget": file, "retain": retain, "limit": limit, "template": template,
+            "forget": file, "retain": retain, "holdout": holdout, "limit": limit,
+            "template": template,
             "system_prompt": system_prompt, "turns": turns, "settings": settings,
         }  # fmt: skip
         chosen.append(chosen_recipe(recipe, model, options)[0])

@@ -27,6 +27,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--forget", type=FILE, multiple=True, help="Rows to forget; repeat it for a "
               "sequence of requests.  [default: made-up people]")  # fmt: skip
 @click.option("--retain", type=FILE, help="Rows to keep.")
+@click.option("--holdout", type=FILE, help="Similar rows in neither set.  [default: for recipes "
+              "with `until`, perturbed twins of the forget rows]")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number of rows per set.")
 @template_options
 @turns_option
@@ -37,6 +39,7 @@ def command(
     model: str | None,
     forget: tuple[Path, ...],
     retain: Path | None,
+    holdout: Path | None,
     limit: int | None,
     template: Literal["auto", "none", "chat"] | None,
     system_prompt: str | None,
@@ -54,8 +57,8 @@ def command(
 
     sources = forget if len(forget) > 1 else next(iter(forget), None)
     plans = plan(
-        recipe, model=model, forget=sources, retain=retain, limit=limit, template=template,
-        system_prompt=system_prompt, turns=turns, settings=settings,
+        recipe, model=model, forget=sources, retain=retain, holdout=holdout, limit=limit,
+        template=template, system_prompt=system_prompt, turns=turns, settings=settings,
     )  # fmt: skip
     facts = {place: one.to_dict() for place, one in plans.items()}
     texts = [_text(place, one) for place, one in plans.items()]
