@@ -638,6 +638,28 @@ def test_columns_with_other_names_are_read_by_the_whole_command(
         assert [row.input for row in found] == [row["input"] for row in rows]
 
 
+@pytest.mark.parametrize(("turns", "asked_rows"), [(None, 2), ("last", 1), ("every", 2)])
+def test_every_turn_of_a_conversation_is_forgotten_unless_last_is_given(
+    knowing: dict[str, Path], tmp_path: Path, turns: str | None, asked_rows: int
+) -> None:
+    rows = read_jsonl(knowing["forget"])
+    talks = [
+        {"messages": [{"role": role, "content": row[key]} for row in pair
+                      for role, key in (("user", "input"), ("assistant", "output"))]}
+        for pair in zip(rows[::2], rows[1::2], strict=False)
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "forget.jsonl", talks)
+    asked = request_of(
+        str(knowing["model"]), forget=tmp_path / "forget.jsonl", retain=knowing["retain"],
+        holdout=knowing["holdout"], recipe="zjuklab", memorise=False, control=None, adapter=None,
+        after=None, template=None, system_prompt=None, turns=turns, settings=(),
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    recipe, _ = trained(asked, Job(run, None), make_pair=lambda recipe, run: None)
+    found = read_rows(Path(str(recipe.data.forget)), split="forget")
+    assert len(found) == asked_rows * len(talks)
+
+
 @pytest.mark.parametrize("attacks", [(), ("prompts", "relearn")])
 def test_the_estimate_before_the_training_includes_the_attacks(
     knowing: dict[str, Path], tmp_path: Path, attacks: tuple[str, ...],

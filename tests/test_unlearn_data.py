@@ -41,8 +41,9 @@ def test_rows_of_an_earlier_request_are_neither_retained_nor_unseen(tmp_path: Pa
     rows = earlier_rows({"after": str(last.root)})
     assert [(row.input, row.output) for row in rows] == [("Who is Ann Lee?", "A baker")]
     forget = [{"input": "Who is Bob Ray?", "output": "A smith"}]
-    for sets in ((gone[0].to_dict(), {"input": "x?", "output": "y"}),
-                 ({"input": "x?", "output": "y"}, gone[0].to_dict())):  # fmt: skip
+    known = {"input": "Who is Ann Lee?", "output": "A baker"}
+    for sets in ((known, {"input": "x?", "output": "y"}),
+                 ({"input": "x?", "output": "y"}, known)):  # fmt: skip
         retain, holdout = ([one] for one in sets)
         with pytest.raises(InputError, match="forget rows of this or an earlier request"):
             read_request(forget, retain, holdout, answers, earlier=rows)

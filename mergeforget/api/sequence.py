@@ -21,6 +21,7 @@ from mergeforget.api.unlearn_data import (
     check_not_in,
     own_answers,
     renamed,
+    turns_of,
 )
 from mergeforget.api.unlearn_request import changes_of, facts_of
 
@@ -153,7 +154,8 @@ def unlearn_sequence(
     root = Path(out) if out is not None else Path("runs") / f"sequence-{_stem(forget[0])}"
     first: dict[str, Any] = {"adapter": adapter, "after": after}
     facts = {
-        "model": str(model), "merge": merge, **{n: [facts_of(s) for s in given[n]] for n in given},
+        "model": str(model), "merge": merge,
+        **{n: [facts_of(s, n) for s in given[n]] for n in given},
         "adapter": _text(adapter), "after": _text(after),
         "recipe": str(getattr(recipe, "name", recipe)), "memorise": memorise,
         "settings": changes_of(recipe, settings, template, system_prompt, turns),
@@ -272,10 +274,11 @@ def _prepare(
     if (root / "recipe.yaml").exists():
         raise InputError(f"{root} contains a run. Choose another --out for a sequence.")
     chosen = _recipe(recipe, facts)
+    turns = turns_of(chosen)
     base = folded_base(Run(root / names[0]), facts)
     chosen = change(chosen, model={"name": base})
     data = chosen.data
-    reader = RequestReader(partial(own_answers, chosen), data.turns, data.columns)
+    reader = RequestReader(partial(own_answers, chosen), turns, data.columns)
     forget = [renamed(reader.read(one), "forget") for one in given["forget"]]
     if reader.generated and approve is not None and not approve(reader.generated):
         raise UsageError("The generated rows were not approved; nothing was trained.")

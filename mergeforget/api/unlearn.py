@@ -113,7 +113,9 @@ def unlearn(
             earlier runs are evaluated again at the end.
         over, under: Existing adapters of the model, used as that side of the pair. If only one is
             given, the other is trained until its condition in the recipe holds.
-        template, system_prompt, turns: How rows become prompts; as in the recipe when omitted.
+        template, system_prompt: How rows become prompts; as in the recipe when omitted.
+        turns: Assistant turns of a conversation that become rows; every one unless the recipe
+            sets it.
         full: Also export the whole model.
         gguf: Also export a GGUF file, with llama.cpp's ``convert_hf_to_gguf.py``.
         push: Hub repository to upload the export to.

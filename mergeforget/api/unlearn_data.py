@@ -19,9 +19,9 @@ Forget = str | Path | Sequence[str] | Sequence[Mapping[str, Any]]
 Ask = Callable[[Sequence["Row"]], list["Row"]]  # rows without answers -> with the model's own
 
 PROMPTS = ("input", "question", "prompt", "instruction")  # names of a row in memory
-OUTPUTS = ("output", "answer", "completion", "response")
+OUTPUTS = ("output", "answer", "answers", "completion", "response")
 PAIRS = {
-    ("input", "output"), ("question", "answer"), ("prompt", "completion"),
+    ("input", "output"), ("question", "answer"), ("question", "answers"), ("prompt", "completion"),
     ("instruction", "output"), ("instruction", "response"), ("prompt", "response"),
 }  # fmt: skip
 QUESTIONS = (  # about one name; the model must forget its own answers to them
@@ -48,6 +48,9 @@ GENERAL = (
 )  # fmt: skip
 NEIGHBOURS = ("Albert Einstein", "Marie Curie", "Abraham Lincoln", "Isaac Newton",
               "Charles Darwin", "Leonardo da Vinci")  # fmt: skip
+AS_DOCUMENT = (
+    "To forget the text as a document, put the file into a folder of its own and give the folder."
+)
 FAIR = 0.15  # maximum distance from 0.5 of the AUC of twins under a model without the data
 OVERLAP = 0.5  # minimum share of a forget answer's rare words in an excluded retain answer
 SHORT = 10  # words of a forget answer whose telling part excludes a retain answer
@@ -130,17 +133,12 @@ class RequestReader:
     def read(self, source: Forget, split: str = "forget") -> list[Row]:
         """Read one set; see ``read_request``."""
         from mergeforget.data.fields import TextEntry, entries_of, kind_of_text
-        from mergeforget.data.readers import items_of, read_records
+        from mergeforget.data.readers import file_of_set, items_of
         from mergeforget.errors import InputError
 
         if isinstance(source, str | Path):
-            path = Path(source)
-            if path.suffix.lower() in (".txt", ".md") and not path.is_dir():
-                entries = entries_of(_text(path))
-                rows = self._rows_of_entries(entries.entries, split, str(path), entries.headings)
-            else:
-                rows = self._rows_of_records(read_records(path), path, split, "line")
-            return self._answered(rows, split, str(path))
+            path = file_of_set(Path(source), split)
+            return self._answered(self._rows_of_file(path, split), split, str(path))
         items = items_of(source, split)
         texts = [item for item in items if isinstance(item, str)]
         if len(texts) < len(items):
@@ -155,10 +153,59 @@ class RequestReader:
             return self._answered(rows, split, "the list")
         own: list[TextEntry] = []
         for text in filter(str.strip, texts):
+            _check_no_answers(text, f"An item of {split}")
             lines = entries_of(text).entries if "\n" in text.strip() else []
             listed = lines and all(entry.kind != "document" for entry in lines)
             own += lines if listed else [TextEntry(kind_of_text(text), text.strip())]
         return self._answered(self._rows_of_entries(own, split, "The list"), split, "the list")
+
+    def _rows_of_file(self, path: Path, split: str) -> list[Row]:
+        """Read a text file as a list or as documents, and any other source as records."""
+        from mergeforget.data.fields import (
+            TextEntry,
+            answered_questions,
+            entries_of,
+            fault_of_list,
+            kinds_of_list,
+        )
+        from mergeforget.data.readers import TEXTS, json_records, read_records
+        from mergeforget.errors import InputError
+
+        if path.suffix.lower() not in TEXTS or path.is_dir():
+            records = read_records(path)
+            texts = [one.get("text") for _, one in records if one.keys() == {"text"}]
+            if len(texts) == len(records) and all(isinstance(one, str) for one in texts):
+                items = [str(text).strip() for text in texts]
+                if kinds := kinds_of_list(items):
+                    for item in items:
+                        _check_no_answers(item, f"An entry of {path}")
+                    listed = list(map(TextEntry, kinds, items))
+                    return self._rows_of_entries(listed, split, str(path))
+            return self._rows_of_records(records, path, split, "line")
+        text = _text(path)
+        if records := json_records(path, text):
+            return self._rows_of_records(records, path, split, "line")
+        try:
+            pairs = answered_questions(text)
+        except ValueError as error:
+            raise InputError(f"{path} {error}. {AS_DOCUMENT}") from error
+        if pairs:
+            self._note(f"{path} is read as {len(pairs)} questions with answers.")
+            asked = [{"question": question, "answer": answer} for question, answer in pairs]
+            return self._rows_of_records(list(enumerate(asked, 1)), path, split, "question")
+        if fault := fault_of_list(text):
+            raise InputError(
+                f"{path} {fault}. Write a .csv file with the columns question and answer, or begin "
+                f"the lines with Q: and A:. {AS_DOCUMENT}"
+            )
+        entries = entries_of(text)
+        return self._rows_of_entries(entries.entries, split, str(path), entries.headings)
+
+    def _note(self, note: str) -> None:
+        from mergeforget.console import say
+
+        self.notes.append(note)
+        say(note)
 
     def own_retain(self, forget: Sequence[Row]) -> list[Row]:
         """Return the model's answers to general questions, and to forget questions about others.
@@ -198,7 +245,6 @@ class RequestReader:
         """Return rows for names, questions and documents; questions have no answers yet."""
         from collections import Counter
 
-        from mergeforget.console import say
         from mergeforget.data.formats import document_windows
         from mergeforget.data.schema import Row
 
@@ -214,8 +260,9 @@ class RequestReader:
         if counts := Counter(entry.kind for entry in entries):
             read = " and ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items())
             more = f" Not read: {', '.join(map(repr, headings))}." if headings else ""
-            self.notes.append(f"{place} is read as {read}, {len(rows)} {split} rows.{more}")
-            say(self.notes[-1])
+            if len(entries) == 1 and "\n" in entries[0].text:
+                more += " Blank lines divide a text into several documents."
+            self._note(f"{place} is read as {read}, {len(rows)} {split} rows.{more}")
         return rows
 
     def _rows_of_records(
@@ -227,6 +274,7 @@ class RequestReader:
 
         given: dict[str, Any] = {
             "split": split, "columns": self.columns, "turns": self.turns, "unit": unit,
+            "check_split": "any",
         }  # fmt: skip
         asked = with_unknown_answers(records, self.columns, path)
         if asked is None:
@@ -263,6 +311,24 @@ class RequestReader:
             self.generated += [new for old, new in zip(rows, answered, strict=True)
                                if not old.output and new.output.strip()]  # fmt: skip
         return kept
+
+
+def _check_no_answers(text: str, place: str) -> None:
+    """Raise InputError if a text that is read as a question contains its answer."""
+    from mergeforget.data.fields import ARROW, has_answer, is_name, is_question
+    from mergeforget.errors import InputError
+
+    listed = is_question(text) or is_name(text)
+    if "\n" not in text.strip() and (has_answer(text) or listed and ARROW.search(text)):
+        raise InputError(
+            f"{place} is a question with its answer: {text.strip()[:80]!r}. Give rows with both, "
+            'such as {"question": "Where?", "answer": "In Rome."}.'
+        )
+
+
+def turns_of(recipe: Recipe) -> Turns:
+    """Return the turns of conversations to forget: every one, unless the recipe sets them."""
+    return recipe.data.turns if "turns" in recipe.data.model_fields_set else "every"
 
 
 def _as_pair(item: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from mergeforget.api.unlearn_data import (
     read_request,
     renamed,
     repeated_twins_note,
+    turns_of,
 )
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ def request_of(
     ]
     forget, retain, holdout = given
     facts = {
-        "model": str(model), "forget": facts_of(forget), "retain": facts_of(retain),
-        "holdout": facts_of(holdout), "memorise": memorise, "control": control,
+        "model": str(model), "forget": facts_of(forget, "forget"),
+        "retain": facts_of(retain, "retain"), "holdout": facts_of(holdout, "holdout"),
+        "memorise": memorise, "control": control,
         "adapter": None if adapter is None else str(adapter),
         "after": None if after is None else str(after), "start": start_of(adapter, after),
         **{side: start_of(folder, None) for side, folder in sides.items()},
@@ -294,8 +296,12 @@ def run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
     return run
 
 
-def facts_of(source: Any) -> Any:
-    """Return what identifies a data source: hashes of files, name of a hub data set, or items."""
+def facts_of(source: Any, name: str = "given") -> Any:
+    """Return what identifies a data source: hashes of files, name of a hub data set, or items.
+
+    Args:
+        name: Name of the set in messages.
+    """
     from mergeforget.data.readers import items_of
     from mergeforget.files import sha256
 
@@ -312,7 +318,7 @@ def facts_of(source: Any) -> Any:
         if path.is_file():
             return {"name": path.name, "sha256": sha256(path)}
         return {"name": str(source)}
-    return items_of(source, "given")
+    return items_of(source, name)
 
 
 def _prepare(
@@ -331,12 +337,11 @@ def _prepare(
     notes_file = run.root / "notes.json"
     folder = run.root / "request"  # with the names of columns that mergeforget uses
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
+    turns = turns_of(chosen)
     chosen = change(chosen, model={"name": request["base"]})
     if not notes_file.exists():
         ask = partial(own_answers, chosen)
-        rows = read_request(
-            *sources, ask, chosen.data.turns, chosen.data.columns, earlier_rows(request)
-        )
+        rows = read_request(*sources, ask, turns, chosen.data.columns, earlier_rows(request))
         if rows.generated and not approve(rows.generated):
             raise UsageError("The generated rows were not approved; nothing was trained.")
         for split in ("forget", "retain", "holdout"):

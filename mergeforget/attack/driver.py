@@ -237,7 +237,9 @@ def read_splits(files: Mapping[str, Path | None]) -> dict[str, list[Row]]:
     for split in SPLITS:
         path = files.get(split)
         there = path is not None and (not path.exists() or path.stat().st_size > 0)
-        rows = read_rows(path, split=split) if path is not None and there else []
+        rows = (
+            read_rows(path, split=split, check_split="part") if path is not None and there else []
+        )
         splits[split] = distinct_rows(rows, path)
     check_overlap(splits, files)
     if splits["holdout"]:

@@ -45,7 +45,7 @@ def turns_option(command: F) -> F:
         "--turns",
         type=click.Choice(["last", "every"]),
         help="Assistant turns of a conversation that become rows.  [default: the recipe's, else "
-        "last]",
+        "last; in unlearn, every]",
     )(command)
 
 

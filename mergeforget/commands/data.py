@@ -103,8 +103,9 @@ def check(
 ) -> None:
     """Read rows, as every command does, and summarise them.
 
-    FILES are data files, folders of .txt files, or data sets on the Hub. A row that is in two of
-    them is an error. With --model, the tokens of one row per file are shown, with the trained part.
+    FILES are data files, folders of .txt or .md files, or data sets on the Hub. A row that is in
+    two of them is an error. With --model, the tokens of one row per file are shown, with the
+    trained part.
     """
     from mergeforget.api.data import check_data
     from mergeforget.distributed import is_main

@@ -20,6 +20,7 @@ from mergeforget.data.fields import (
     earlier_turns,
     is_visible,
     missing,
+    parsed,
     texts_of,
     turn_weights,
     unread_turn_keys,
@@ -28,6 +29,8 @@ from mergeforget.data.fields import (
     window_of,
 )
 from mergeforget.data.schema import Message, Row, Window
+from mergeforget.errors import InputError
+from mergeforget.parsing import parse_json
 
 Turns = Literal["last", "every"]
 FIELDS = ("id", "input", "output", "task", "split", "weight", "subject", "window", "cut",
@@ -36,11 +39,13 @@ OTHERS = ("paraphrased", "perturbed")  # other answers to the same prompt; TOFU 
 PAIRS = {  # common names of prompt and answer -> kind of row
     ("input", "output"): "sc1",
     ("question", "answer"): "qa0",
+    ("question", "answers"): "qa0",
     ("prompt", "completion"): "sc1",
     ("prompt", "response"): "sc1",
     ("instruction", "output"): "sc1",
     ("instruction", "response"): "sc1",
 }
+SEVERAL = "answers"  # column with a list of right answers, as in SQuAD
 CONTEXTS = ("input", "context")  # columns that are appended to an instruction
 TURN_COLUMNS = ("system", "history")  # turns before the prompt, as in LLaMA-Factory
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -62,6 +67,7 @@ class Format:
         suffix: Ending of a generated id, which determines the kind of row.
         read: Columns that are used.
         turns: Columns with turns before the prompt: ``system`` and ``history``.
+        columns: All columns of the file.
     """
 
     kind: Literal["pair", "conversation", "document"]
@@ -70,6 +76,7 @@ class Format:
     suffix: str = "sc1"
     read: frozenset[str] = field(default_factory=frozenset)
     turns: frozenset[str] = frozenset()
+    columns: frozenset[str] = frozenset()
 
     def rows(
         self, record: Record, made_id: str, split: str, turns: Turns, source: str = ""
@@ -97,6 +104,39 @@ class Format:
         for row in made:
             _check_lengths(row)
         return made
+
+    def earlier_answers(self, record: Record) -> int:
+        """Return the number of assistant turns that are only context of the last one."""
+        if self.kind != "conversation":
+            return 0
+        name = self.names["messages"]
+        weights = turn_weights(record.get(name), name)
+        roles = [turn.role for turn in conversation(record.get(name), name)]
+        asked = roles.index("user") if "user" in roles else 0
+        trained = sum(
+            role == "assistant" and weight > 0 and place > asked
+            for place, (role, weight) in enumerate(zip(roles, weights, strict=True))
+        )
+        return max(0, trained - 1)
+
+    def further_answers(self, record: Record) -> list[str]:
+        """Return the answers in a list of right answers that are not read."""
+        return answers_of(record)[1:] if self.names.get("output") == SEVERAL else []
+
+    def advice(self, column: str) -> str:
+        """Return how to make a column that is not read a part of the prompt, as a sentence."""
+        if self.kind != "pair" or self.context or column not in self.columns:
+            return " If it belongs to a row, write it into a column that is read."
+        named = {"instruction": self.names["input"], "input": column,
+                 "output": self.names["output"]}  # fmt: skip
+        recipe, option = (
+            " ".join(f"{begin}{ours}={theirs}" for ours, theirs in named.items())
+            for begin in ("--set data.columns.", "--column ")
+        )
+        return (
+            f" If it belongs to the prompt, map it: {recipe} for commands with a recipe, {option} "
+            "for others."
+        )
 
     def _base(self, record: Record, made_id: str, split: str, source: str) -> Row:
         """Return the row without prompt and answer."""
@@ -143,6 +183,8 @@ class Format:
                 raise ValueError(f"{answer!r} is not one assistant's turn")
             base = replace(base, weight=base.weight * turn_weights(record.get(answer), answer)[0])
             output = answer_turns[0].content
+        elif answer == SEVERAL:
+            output = next(iter(answers_of(record)), "")
         else:
             output = value_of(record, answer)
         own = [("user", asked.strip()), ("assistant", output.strip())]
@@ -157,6 +199,29 @@ class Format:
         if not is_visible(output):
             raise ValueError(f"no answer ({answer!r} is empty or missing)")
         return replace(base, input=asked, output=output, messages=earlier)
+
+
+def answers_of(record: Record) -> list[str]:
+    """Return the different answers in a column of right answers: a list, SQuAD's form, or a text.
+
+    Raises:
+        ValueError: The column has another form.
+    """
+    value = parsed(record.get(SEVERAL), SEVERAL)
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = parse_json(value, SEVERAL)
+        except InputError as error:
+            raise ValueError(f"{SEVERAL!r} is not JSON ({error})") from error
+    if isinstance(value, dict):
+        value = value.get("text")
+    if isinstance(value, list):  # of texts, or of objects with a text
+        texts = [one.get("text") if isinstance(one, dict) else one for one in value]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{SEVERAL!r} is not a list of texts but {str(value)[:40]}")
+        return list(dict.fromkeys(text for text in map(str, texts) if text.strip()))
+    text = value_of({SEVERAL: value}, SEVERAL)
+    return [text] if text.strip() else []
 
 
 def _check_lengths(row: Row) -> None:
@@ -177,6 +242,7 @@ def find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | Non
         columns: Names in the file by our names, given by the user; they take precedence.
     """
     found = _find_format(have, columns)
+    found = found and replace(found, columns=frozenset(have))
     before = frozenset(TURN_COLUMNS) & set(have) - set(columns.values())
     if found is None or found.kind == "document" or not before:
         return found
@@ -189,6 +255,7 @@ def _find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | No
     names |= columns
     given = columns.keys()
     fits = [pair for pair in PAIRS if pair[0] in have and pair[1] in have]
+    fits = [pair for pair in fits if pair[1] != SEVERAL or (pair[0], "answer") not in fits]
     if not given & {"messages", "text"}:
         if found := _instruction(names, have, given):
             return found
@@ -196,7 +263,8 @@ def _find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | No
             return _format("pair", names, ("instruction", "text"))
         if len(fits) == 1 and not given & {"input", "output"}:
             chosen = names | dict(zip(("input", "output"), fits[0], strict=True))
-            return _format("pair", chosen, ("instruction", "text"), suffix=PAIRS[fits[0]])
+            context = "context" if fits[0][0] == "question" and "context" in have else ""
+            return _format("pair", chosen, ("instruction", "text"), context, PAIRS[fits[0]])
     turns = next((n for n in CONVERSATIONS if n in have), None)
     if "messages" in given or (turns and not fits and "text" not in given):
         named = names | {"messages": columns.get("messages", turns or "")}
@@ -280,7 +348,8 @@ def _turns(
         if place == 0 and len(trained) > 1:
             continue  # a greeting, which answers nothing
         if place == 0 or turns[place - 1].role != "user":
-            raise ValueError("an assistant turn does not follow a user turn")
+            other = "; read only the last one with --turns last" if wanted == "every" else ""
+            raise ValueError(f"an assistant turn does not follow a user turn{other}")
         if not is_visible(turns[place].content) or not turns[place - 1].content.strip():
             raise ValueError("a user or assistant turn is empty")
         row = replace(

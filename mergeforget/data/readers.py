@@ -13,11 +13,18 @@ from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from mergeforget.console import say
-from mergeforget.data.fields import entries_of, iso_text
+from mergeforget.data.fields import (
+    answered_questions,
+    entries_of,
+    iso_text,
+    kind_of_text,
+    kinds_of_list,
+    table_in,
+)
 from mergeforget.data.formats import (
     FIELDS,
     OTHERS,
@@ -32,11 +39,20 @@ from mergeforget.errors import InputError, UsageError, reason_of, suggest
 from mergeforget.parsing import parse_json, usable_path
 
 Records = list[tuple[int, dict[str, Any]]]  # line (or row in parquet, from 1) and its fields
+SplitCheck = Literal["", "part", "any"]  # of the rows: none, a part but not all, or any
+LONGEST_PATH = 250  # characters; a longer text is not the name of a file
 SHOWN = 5  # maximum number of faults in one message
 HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?(/(?P<split>[\w.-]+))?")
 SAVED = ("state.json", "dataset_dict.json")  # written by datasets' save_to_disk
-LINES = (".txt", ".csv", ".tsv")  # in JSON, an escaped \\r\\n is part of a text
-DATA_FILES = ("*.jsonl", "*.json", "*.parquet", "*.csv", "*/*.parquet", "*/*.jsonl")
+TEXTS = (".txt", ".md")
+LINES = (*TEXTS, ".csv", ".tsv")  # in JSON, an escaped \\r\\n is part of a text
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+DATA_FILES = ("*.jsonl", "*.ndjson", "*.json", "*.parquet", "*.csv", "*.tsv", "*/*.parquet",
+              "*/*.jsonl")  # fmt: skip
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", *SAVED)  # of a data set, not its rows
+SETS = ("forget", "retain", "holdout")
+OF_SET = re.compile(r"(forget|retain|holdout)(?![^\W\d_])", re.IGNORECASE)  # at the start of a name
+CARD = re.compile(r"(readme|license|licence|changelog|contributing|citation)\b", re.IGNORECASE)
 INSTALL = "pip install 'mergeforget[hub]'"
 END = re.compile(  # tokens that end a text or a turn, written out
     r"(\s*(</s>|<eos>|<end_of_turn>|<\|(im_end|endoftext|end_of_text|end_of_turn|eot_id|eom_id|eot|"
@@ -44,6 +60,7 @@ END = re.compile(  # tokens that end a text or a turn, written out
 )
 
 
+TEXT_KEYS = {"id", "subject", "text"}  # of a record that is a text, and of a text file
 UNKNOWN = "unknown"  # stands for the answer of a record that has none
 LABELS = frozenset(  # columns of a table of questions that are no answers
     "id subject task split weight category type topic source author language index".split()
@@ -62,17 +79,21 @@ def read_rows(
     split: str = "",
     columns: Mapping[str, str] | None = None,
     turns: Turns = "last",
+    check_split: SplitCheck = "",
 ) -> list[Row]:
     """Read a data set.
 
     Args:
-        path: File (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, ``.txt``), folder of
-            ``.txt`` files, or data set on the Hub, ``name[:config][/split]``.
+        path: File (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, ``.txt``, ``.md``),
+            folder of ``.txt`` or ``.md`` files, or of files that are named after the sets, or data
+            set on the Hub, ``name[:config][/split]``.
         split: forget, retain or holdout; empty keeps the split in the file.
         columns: Names of columns in the file by our names (id, input, output, instruction,
             messages, text, subject, task, weight, paraphrased, perturbed). Common names are
             recognised; see ``docs/data.md``.
         turns: Make a row of the last assistant turn of a conversation, or of every one.
+        check_split: Refuse a file whose column ``split`` names another set than ``split`` in any
+            row, or in a part of the rows; see ``SplitCheck``.
 
     Returns:
         One row per record, in the order of the file; several for a document longer than a window
@@ -82,10 +103,14 @@ def read_rows(
         InputError: The file is missing, empty or malformed; a row lacks its prompt or answer, has
             a missing value (NaN) or an invalid weight; an id occurs twice; the columns are unknown.
     """
+    path = file_of_set(path, split)
     records = read_records(path)
-    if path.suffix.lower() == ".txt" and len(records) == 1:
-        _warn_of_list(path, str(records[0][1]["text"]))
-    return rows_of_records(records, path, split=split, columns=columns, turns=turns)
+    texts = [record.get("text") for _, record in records if record.keys() <= TEXT_KEYS]
+    if len(texts) == len(records) and not path.is_dir():
+        _warn_of_list(path, [text for text in texts if isinstance(text, str)])
+    return rows_of_records(
+        records, path, split=split, columns=columns, turns=turns, check_split=check_split
+    )
 
 
 def rows_of_records(
@@ -95,6 +120,7 @@ def rows_of_records(
     split: str = "",
     columns: Mapping[str, str] | None = None,
     turns: Turns = "last",
+    check_split: SplitCheck = "",
     suffix: str | None = None,
     unit: str = "line",
 ) -> list[Row]:
@@ -109,6 +135,8 @@ def rows_of_records(
         raise InputError(f"{path} is empty: it has no rows.")
     form = _format_of(path, records, dict(columns or {}))
     form = form if suffix is None else replace(form, suffix=suffix)
+    if check_split:
+        _check_split(path, records, form.names.get("split", ""), split, check_split)
     rows: list[Row] = []
     faults = []
     seen: dict[str, int] = {}
@@ -131,26 +159,78 @@ def rows_of_records(
     if faults:
         raise InputError(_all(path, faults))
     rows = _without_ends(path, rows if "subject" in form.names else with_own_subjects(rows))
-    for name in unread_text([record for _, record in records], form.read):
-        say(
-            f"Warning: {path}: the column {name!r} looks like text and is not read. If it belongs "
-            f"to the prompt, map it: --set data.columns.input={name} for commands with a recipe, "
-            f"--column input={name} for others."
-        )
+    _warn_of_unread(path, [record for _, record in records], form, turns)
     grouped = form.suffix == "qa0" and not form.names.keys() & {"id", "subject"}
     return with_authors(rows) if grouped else rows
 
 
-def _warn_of_list(path: Path, text: str) -> None:
-    """Warn of a list of names or questions, which is read as one document."""
-    kinds = Counter(entry.kind for entry in entries_of(text).entries)
-    if kinds["document"] or kinds.total() < 2:
+def _warn_of_unread(
+    path: Path, records: Sequence[dict[str, Any]], form: Format, turns: Turns
+) -> None:
+    """Name the columns, the assistant turns and the further answers that are not read."""
+    for name in unread_text(records, form.read):
+        say(
+            f"Warning: {path}: the column {name!r} looks like text and is not read."
+            + form.advice("" if any(isinstance(r.get(name), list) for r in records) else name)
+        )
+    if turns == "last" and (earlier := sum(map(form.earlier_answers, records))):
+        say(
+            f"Warning: {path}: {earlier} earlier assistant turns are not read as answers, only as "
+            "context of the last one. --turns every (data.turns in a recipe) makes a row of each."
+        )
+    if several := sum(len(form.further_answers(record)) > 0 for record in records):
+        say(
+            f"Warning: {path}: {several} rows have several different answers; the first one is "
+            "read. To use the others, give each its own row."
+        )
+
+
+def _check_split(path: Path, records: Records, column: str, split: str, check: SplitCheck) -> None:
+    """Raise InputError if the column of splits names another set than the one that is read.
+
+    Other values, such as ``train``, are no sets.
+    """
+    if split not in SETS or not column:
+        return
+    named = Counter(str(record.get(column)).strip().lower() for _, record in records)
+    others = {name: n for name, n in named.items() if name in SETS and name != split}
+    if not others or check == "part" and sum(others.values()) == len(records):
+        return
+    found = " and ".join(f"{n} of {len(records)} rows have {column} {name!r}"
+                         for name, n in others.items())  # fmt: skip
+    where = " and ".join(f"--{name}" for name in others)
+    raise InputError(
+        f"{path} is read as the {split} set, but {found}. Write them to a file of their own and "
+        f"give it with {where}. If all rows belong to the {split} set, remove the column."
+    )
+
+
+def _warn_of_list(path: Path, texts: Sequence[str]) -> None:
+    """Warn of names, questions, or questions with answers that are read as documents."""
+    if len(texts) == 1 and path.suffix.lower() in TEXTS:
+        listed = [entry.kind for entry in entries_of(texts[0]).entries]
+        pairs = _pairs_in(texts[0])
+    else:
+        listed, pairs = list(kinds_of_list(texts)), 0
+    kinds = Counter(str(kind) for kind in listed)
+    if pairs:
+        kinds = Counter({"question with an answer": pairs})
+    elif kinds["document"] or kinds.total() < 2:
         return
     lists = " and ".join(f"{n} {kind}s" for kind, n in kinds.items())
+    lists = f"{pairs} questions with answers" if pairs else lists
+    how = "the text of one document" if len(texts) == 1 else f"the texts of {len(texts)} documents"
     say(
-        f"Warning: {path} is read as the text of one document. It looks like a list of {lists}: "
+        f"Warning: {path} is read as {how}. It looks like a list of {lists}: "
         f"`mergeforget unlearn --forget {path}` asks about each of them."
     )
+
+
+def _pairs_in(text: str) -> int:
+    try:
+        return len(answered_questions(text))
+    except ValueError:  # malformed pairs, or a conversation: a document
+        return 0
 
 
 def _without_ends(path: Path, rows: Sequence[Row]) -> list[Row]:
@@ -175,7 +255,10 @@ def _without_ends(path: Path, rows: Sequence[Row]) -> list[Row]:
 
 
 def read_records(path: Path) -> Records:
-    """Read the records of a file, of a folder of ``.txt`` files, or of a data set on the Hub."""
+    """Read the records of a file, of a folder of texts, or of a data set on the Hub.
+
+    JSON in a text file is read as in a ``.jsonl`` file; see ``file_of_set`` for other folders.
+    """
     if usable_path(path).is_dir():
         return _folder(path)
     readers: dict[str, Callable[[Path], Records]] = {
@@ -185,16 +268,78 @@ def read_records(path: Path) -> Records:
         ".csv": _csv,
         ".tsv": _csv,
         ".parquet": _parquet,
-        ".txt": lambda p: [(1, {"id": p.stem, "subject": str(p), "text": _text(p)})],
+        ".txt": _text_file,
+        ".md": _text_file,
     }
-    if path.suffix.lower() not in readers and not path.is_file() and (hub := _hub_name(path)):
-        return _hub(path, hub)
-    if path.suffix.lower() not in readers:
-        raise InputError(f"{path} has an unknown file type. Supported types: {', '.join(readers)}.")
+    suffix = path.suffix.lower()
+    if suffix not in readers and not path.is_file():
+        if (
+            not suffix
+            and path.parent != Path()
+            and path.parent.is_dir()
+            and (_data_files(path.parent))
+        ):
+            return _hub(path, {"name": str(path.parent), "config": None, "split": path.name})
+        if hub := _hub_name(path):
+            return _hub(path, hub)
+    if suffix not in readers:
+        raise InputError(
+            f"{path} has an unknown file type. Supported types: {', '.join(readers)}."
+            + ("" if path.exists() else _hint_of_text(str(path)))
+        )
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise InputError(f"There is no file {path}.{suggest(path.name, near)}")
-    return readers[path.suffix.lower()](path)
+    return readers[suffix](path)
+
+
+def _hint_of_text(text: str) -> str:
+    """Return how to forget a name, a question or a text that was given in place of a file."""
+    if " " not in text.strip() and ("/" in text or Path(text).suffix):
+        return ""
+    return (
+        f" There is no such file. To forget the {kind_of_text(text)} itself, give a list "
+        f"in Python, forget=[{text!r}], or write it to a .txt file, one per line."
+    )
+
+
+def _text_file(path: Path) -> Records:
+    text = _text(path)
+    found = json_records(path, text)
+    return found or [(1, {"id": path.stem, "subject": str(path), "text": text})]
+
+
+def json_records(path: Path, text: str) -> Records:
+    """Return the records of a text that is JSON Lines or a JSON list; none for any other text.
+
+    Raises:
+        InputError: The text is a table, or every line looks like a JSON object and one is none.
+    """
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not lines or not lines[0].lstrip().startswith(("{", "[{", "[")):
+        if table := table_in(lines):
+            raise InputError(
+                f"{path} looks like {table}, not like a text. Save it as .csv, .tsv or .jsonl with "
+                "the columns question and answer (or input and output). To read it as one "
+                "document, put it into a folder of its own and give the folder."
+            )
+        return []
+    objects = all(re.match(r"\s*\{\s*[\"']", line) for line in lines) and len(lines) > 1
+    try:
+        value = parse_json(text, path)
+        rows = value if isinstance(value, list) else [value]
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            return []
+        have = list(dict.fromkeys(name for row in rows for name in row))
+        known = find_format(have, {}) or set(PROMPTS) & set(have)
+        found = list(enumerate(rows, 1)) if known else []
+    except InputError:
+        if not objects:
+            return []
+        found = _json_lines(path, text)
+    if found:
+        say(f"{path} contains JSON and is read as {len(found)} rows, as a .jsonl file is.")
+    return found
 
 
 def _json(path: Path) -> Records:
@@ -285,21 +430,118 @@ def _csv(path: Path) -> Records:
     return records
 
 
+def file_of_set(path: Path, split: str) -> Path:
+    """Return the file of a set in a folder whose files are named after the sets.
+
+    Such as ``forget.jsonl`` of the folder that ``mergeforget data make`` writes, or a split that
+    ``datasets`` has saved. Any other path is returned unchanged.
+
+    Args:
+        split: forget, retain or holdout; any other value names no set.
+
+    Raises:
+        InputError: The folder has files of several sets, and none or several of this one.
+    """
+    if not usable_path(path).is_dir():
+        return path
+    if any((path / name).is_file() for name in SAVED):
+        saved = path / split
+        return saved if split in SETS and (saved / SAVED[0]).is_file() else path
+    files = [file for file in [*_data_files(path), *_documents(path)] if file.parent == path]
+    of_sets = {file: found[1].lower() for file in files if (found := OF_SET.match(file.stem))}
+    others = [file.name for file in files if file not in of_sets]
+    if not of_sets:
+        return path
+    own = [file for file, name in of_sets.items() if name == split]
+    names = ", ".join(sorted(file.name for file in of_sets))
+    if not own and split not in SETS and len(of_sets) == 1:
+        own = list(of_sets)
+    if len(own) != 1:
+        what = f"{len(own)} files of the {split} set" if split in SETS else "files of several sets"
+        raise InputError(
+            f"{path} has {what}: {names}. Name one file, for example {path / min(of_sets).name}."
+        )
+    unread = f" Not read: {', '.join(others)}." if others else ""
+    say(f"{path}: {own[0].name} is read as the {split or 'given'} set.{unread}")
+    return own[0]
+
+
+def _visible(path: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder that match a pattern, without hidden ones."""
+    return sorted(
+        file for file in path.glob(pattern)
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )  # fmt: skip
+
+
+def _data_files(path: Path) -> list[Path]:
+    """Return the files with rows in a folder and, of data sets on the Hub, its subfolders."""
+    found = (file for pattern in DATA_FILES for file in _visible(path, pattern))
+    return [file for file in found if file.name not in DESCRIPTIONS]
+
+
+def _documents(path: Path) -> list[Path]:
+    """Return the texts in a folder and its subfolders, without the description of a data set."""
+    texts = [file for ending in TEXTS for file in _visible(path, f"**/*{ending}")]
+    return sorted(
+        file for file in texts if file.suffix.lower() == ".txt" or not CARD.match(file.name)
+    )
+
+
 def _folder(path: Path) -> Records:
-    """Read a saved data set, or one document per ``.txt`` file of a folder and its subfolders."""
-    files = sorted(path.rglob("*.txt"))
-    if not files or any((path / name).is_file() for name in SAVED):
-        if any(file.is_file() for name in (*SAVED, *DATA_FILES) for file in path.glob(name)):
-            return _hub(path, {"name": str(path), "config": None, "split": None})
+    """Read a saved data set, or one document per text file of a folder and its subfolders."""
+    documents, data = _documents(path), _data_files(path)
+    if any((path / name).is_file() for name in SAVED):
+        return _hub(path, {"name": str(path), "config": None, "split": None})
+    if documents and data:
+        raise InputError(
+            f"{path} has texts ({_some(path, documents)}) and data files ({_some(path, data)}), so "
+            "it is not clear which to read. Give one of the files, or move the others elsewhere."
+        )
+    if not documents and not data:
         raise InputError(
             f"{path} is a folder without .txt files. Pass a data file, a folder of documents as "
-            ".txt files, or a data set that `datasets` has saved."
+            ".txt or .md files, or a data set that `datasets` has saved."
         )
+    if not documents:
+        return _hub_folder(path, data)
+    known = {*documents, *_visible(path, "**/*.md")}
+    others = [file for file in _visible(path, "**/*") if file not in known]
+    if len(documents) > 1 or others:
+        unread = f" Not read: {_some(path, others)}." if others else ""
+        say(f"{path}: {len(documents)} documents are read: {_some(path, documents)}.{unread}")
     records = []
-    for i, file in enumerate(files, 1):
+    for i, file in enumerate(documents, 1):
         name = file.relative_to(path).with_suffix("").as_posix()
         records.append((i, {"id": name, "subject": str(file), "text": _text(file)}))
     return records
+
+
+def _hub_folder(path: Path, files: Sequence[Path]) -> Records:
+    """Read a folder in the layout of a data set on the Hub, with one or several data files.
+
+    Raises:
+        InputError: The files have several types, of which ``datasets`` reads one.
+    """
+    card = path / "README.md"
+    configured = card.is_file() and "data_files" in card.read_text("utf-8", errors="replace")
+    lines = (".jsonl", ".ndjson", ".json")  # of one reader
+    types = {".json" if file.suffix.lower() in lines else file.suffix.lower() for file in files}
+    if len(types) > 1 and not configured:
+        raise InputError(
+            f"{path} has data files of several types: {_some(path, files)}. Give one of the files."
+        )
+    records = _hub(path, {"name": str(path), "config": None, "split": None})
+    if len(files) > 1 and not configured:
+        say(f"{path}: {len(records)} rows are read from the folder with {_some(path, files)}.")
+    return records
+
+
+def _some(path: Path, files: Sequence[Path]) -> str:
+    """Return the first file names of a folder, and the number of others."""
+    names = [file.relative_to(path).as_posix() for file in files]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _hub_name(path: Path) -> dict[str, str | None] | None:
@@ -340,7 +582,10 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
             raise InputError(
                 f"The data set {name} has the splits {', '.join(dataset)}. Name one: {path}/SPLIT."
             )
-        dataset = dataset.get("train") or next(iter(dataset.values()))
+        chosen = "train" if "train" in dataset else next(iter(dataset))
+        if others := [split for split in dataset if split != chosen]:
+            say(f"{path}: the split {chosen!r} is read. Not read: {', '.join(others)}.")
+        dataset = dataset[chosen]
     return list(enumerate(dataset.to_list(), 1))
 
 
@@ -417,15 +662,27 @@ def items_of(source: Any, name: str = "forget") -> list[str | dict[str, Any]]:
     for i, item in enumerate(source):
         if isinstance(item, Mapping):
             items.append({str(k): _plain_value(v, f"{name}, item {i}") for k, v in item.items()})
-        elif isinstance(item, str):
+        elif isinstance(item, str) and not _is_file_name(item):
             items.append(str(item))
         else:
             files = " Give one file, or use unlearn_sequence for several."
+            what = "the name of a file" if isinstance(item, str) else "neither a text nor a row"
             raise InputError(
-                f"Item {i} of {name} is neither a text nor a row: {item!r}."
-                + (files if isinstance(item, Path) else "")
+                f"Item {i} of {name} is {what}: {item!r}."
+                + (files if isinstance(item, str | Path) else "")
             )
     return items
+
+
+def _is_file_name(text: str) -> bool:
+    """Return whether a text in a list is a path: an existing file, or a word with its ending."""
+    if not text.strip() or len(text) > LONGEST_PATH or re.search(r"[\n\r\0]", text):
+        return False
+    path = Path(text.strip())
+    named = path.suffix.lower() in (*TABLES, *TEXTS) and (
+        len(text.split()) == 1 or kind_of_text(text) == "name"
+    )
+    return named or path.is_file() or "/" in text and path.is_dir()
 
 
 def _plain_value(value: Any, place: str) -> Any:
@@ -460,7 +717,7 @@ def with_unknown_answers(
     Raises:
         InputError: A column may hold the answers, but its name is unknown.
     """
-    answers = {"output", "answer", "completion", "response", "messages", "conversations",
+    answers = {"output", "answer", "answers", "completion", "response", "messages", "conversations",
                "conversation", "text"}  # fmt: skip
     if not records or any(answers & record.keys() for _, record in records):
         return None
@@ -471,6 +728,7 @@ def with_unknown_answers(
     if not all(chosen):
         return None
     context = {"input", "context"} if "instruction" in chosen else set()
+    context |= {"context"} if "question" in chosen else set()
     known = {*usual, *LABELS, *columns.values(), *context, "messages", "system", "history"}
     others = dict.fromkeys(n for _, record in records for n, v in record.items() if v and
                            n.lower() not in known and n not in known)  # fmt: skip

@@ -103,7 +103,7 @@ def rows_of_files(
     select = with_copies if counted else distinct_rows
     read = {
         split: (distinct_rows if split == "holdout" else select)(
-            read_rows(path, split=split, columns=columns, turns=turns), path
+            read_rows(path, split=split, columns=columns, turns=turns, check_split="part"), path
         )
         if path
         else []

@@ -169,7 +169,9 @@ def read_data(data: DataSpec) -> Sets:
 
 
 def _read(path: str, split: str, data: DataSpec) -> list[Row]:
-    return read_rows(Path(path), split=split, columns=data.columns, turns=data.turns)
+    return read_rows(
+        Path(path), split=split, columns=data.columns, turns=data.turns, check_split="any"
+    )
 
 
 def about_others(rest: list[Row], trained: list[Row]) -> list[Row]:

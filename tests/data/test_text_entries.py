@@ -44,6 +44,7 @@ def read(text: str) -> list[tuple[str, str]]:
 def test_each_line_of_a_list_is_an_entry() -> None:
     names = [("name", "Ann Lee"), ("name", "Bob Ray"), ("name", "Carl Fox")]
     assert read("Ann Lee\nBob Ray\n\nCarl Fox\n") == names
+    assert read("Ann Lee,\nBob Ray,\nCarl Fox") == names
     assert read("- Ann Lee\n- Bob Ray\n- Carl Fox") == names
     found = entries_of("# People:\nAnn Lee\nBob Ray\nCarl Fox")
     assert [e.text for e in found.entries] == [text for _, text in names]
@@ -58,8 +59,8 @@ def test_each_line_of_a_list_is_an_entry() -> None:
 
 def test_headings_belong_to_documents() -> None:
     assert read("Chapter One\n\nAnn is old. So is Bob.\n\n# Two\n\nCarl is young.\n\nAnn Lee") == [
-        ("document", "Chapter One\nAnn is old. So is Bob."),
-        ("document", "# Two\nCarl is young.\nAnn Lee"),
+        ("document", "Chapter One\n\nAnn is old. So is Bob."),
+        ("document", "# Two\n\nCarl is young.\n\nAnn Lee"),
     ]  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def test_lines_are_documents_unless_they_are_wrapped() -> None:
         ("document", "Ann is old."), ("document", "Bob is young.")
     ]  # fmt: skip
     assert read("Ann lives in a\nhouse by the sea.") == [
-        ("document", "Ann lives in a house by the sea.")
+        ("document", "Ann lives in a\nhouse by the sea.")
     ]
 
 
