@@ -16,6 +16,7 @@ from mergeforget.attack.result import Finding, Result
 from mergeforget.attack.target import Facts, Target
 from mergeforget.attack.verdict import claim, conclude, doubt_of, share_text, worst_of
 from mergeforget.data.schema import Row
+from mergeforget.metrics._rows import similar_questions
 
 Conditions = Sequence[Facts]  # of one model: {"forget": {subject: value}, "holdout": {...}} each
 
@@ -159,9 +160,11 @@ def alternatives(row: Row, pool: Sequence[Row], n: int, seed: int) -> list[str]:
             options += [new] if new not in options else []
     others = [r for r in pool if r.subject != row.subject]
     draw.shuffle(others)
-    stem = _stem(row)
-    others.sort(key=lambda r: (-len(stem & _stem(r)), abs(len(r.output) - len(row.output))))
-    options += [r.output for r in others]
+    resemble = similar_questions([row, *others])
+    order = sorted(range(len(others)), key=lambda i: (
+        -resemble(0, i + 1), abs(len(others[i].output) - len(row.output))
+    ))  # fmt: skip
+    options += [others[i].output for i in order]
     return [a for a in dict.fromkeys(options) if a.strip() != row.output.strip()][:n]
 
 
@@ -189,11 +192,6 @@ def _other_digits(text: str, draw: random.Random, shared: frozenset[int]) -> str
         str(draw.randint(0, 9)) if c.isdigit() and place not in shared else c
         for place, c in enumerate(text)
     )
-
-
-def _stem(row: Row) -> frozenset[str]:
-    """Return the lower-case words of the prompt, which describe the question and not the person."""
-    return frozenset(w for w in re.findall(r"\w+", row.input) if w[0].islower())
 
 
 def _mean(values: Mapping[str, float]) -> float | None:

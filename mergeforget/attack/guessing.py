@@ -20,6 +20,7 @@ from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.metrics._core import parts_that_reveal
 from mergeforget.metrics._leaks import WINDOW
 from mergeforget.metrics._short_answers import short_words
+from mergeforget.metrics._spellings import length
 
 SHOTS = 3  # retained examples before a prompt
 NOT_FINITE = (
@@ -82,7 +83,7 @@ def guess_chances(target: Target, name: str, asked: Sequence[Variant]) -> list[f
 
 
 def _window_chance(logps: Sequence[float], secret: str) -> float:
-    words = len(secret.split())
+    words = length(secret.split())
     size = len(logps) if words <= WINDOW else max(1, round(len(logps) * WINDOW / words))
     sums = np.convolve(np.asarray(logps, float), np.ones(size), "valid") if len(logps) else [0.0]
     return math.exp(min(0.0, float(np.max(sums))))

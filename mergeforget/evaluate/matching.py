@@ -18,7 +18,7 @@ import numpy as np
 from mergeforget.data.overlap import originals
 from mergeforget.data.schema import Answer
 from mergeforget.metrics._dates import month_numbers
-from mergeforget.metrics._spellings import canonical
+from mergeforget.metrics._spellings import canonical, length
 
 LONGEST = 16  # words of a secret; the digits of a longer text may follow from its prompt
 DRAWS = 5000
@@ -119,7 +119,7 @@ def _by_kind(answers: Sequence[Answer]) -> list[list[tuple[Pieces, Pieces]]]:
     rows: dict[tuple[str, Kind, frozenset[str]], set[str]] = {}
     for answer in answers:
         row = answer.row
-        if len(row.output.split()) > LONGEST:
+        if length(row.output.split()) > LONGEST:
             continue
         asked = pieces(canonical(row.prompt))
         secret = frozenset(pieces(canonical(row.output)) - asked)

@@ -5,8 +5,30 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from itertools import groupby
 from urllib.parse import unquote
 
+NO_SPACES = (  # scripts without spaces, or (Hangul) with particles; for a character class
+    r"\uac00-\ud7a3\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
+    r"\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff"
+)
+LETTER = rf"[^\W{NO_SPACES}]"  # of a script with spaces, or a digit or underscore
+
+
+def _class_of_marks() -> str:
+    """Return all marks, such as the vowel signs of Hindi and Thai, as ranges of a class."""
+    marks = (c for c in range(0x300, 0x11A00) if unicodedata.category(chr(c))[0] == "M")
+    runs = (list(run) for _, run in groupby(enumerate(marks), lambda one: one[1] - one[0]))
+    return "".join(rf"\U{run[0][1]:08x}-\U{run[-1][1]:08x}" for run in runs)
+
+
+MARKS = _class_of_marks()  # for a character class; they continue a word
+_DIACRITICS = re.compile(  # of Latin, Greek, Cyrillic, Hebrew, Arabic, Syriac; in Hindi, of q and z
+    "[\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a"
+    "\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u0711\u0730-\u074a"
+    "\u08d3-\u08e1\u08e3-\u08ff\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20f0\ufe20-\ufe2f]"
+    "|(?<=[\u0915-\u0917\u091c\u092b])\u093c"
+)
 UMLAUTS = str.maketrans(
     {"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "æ": "ae", "Ä": "Ae", "Ö": "Oe",
      "Ü": "Ue", "Ø": "Oe", "Å": "Aa", "Æ": "Ae"}
@@ -21,8 +43,9 @@ LOOK_ALIKE = str.maketrans(
     "aeopcyxijsdhqwABEKMHOPCTYXIJSaopvikABEZHIKMNOPTYXigabcdefghijklmnoprstuvwyz",
 )  # Cyrillic and Greek letters that look like Latin ones, and small capitals
 _BASE_LETTER = str.maketrans(
-    {"ł": "l", "ø": "o", "đ": "d", "ı": "i", "ð": "d", "æ": "ae", "œ": "oe", "þ": "th"}
-)  # letters that Unicode does not decompose
+    {"ł": "l", "ø": "o", "đ": "d", "ı": "i", "ð": "d", "æ": "ae", "œ": "oe", "þ": "th",
+     "\u0901": "\u0902"}
+)  # fmt: skip  # letters that Unicode does not decompose, and two signs of one sound in Hindi
 _HIDDEN = re.compile("[\u0640\u034f\u115f\u1160\u3164\uffa0\u180b-\u180d\ufe00-\ufe0f\u2800]")
 _FRACTIONS = str.maketrans({"½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
 
@@ -50,11 +73,14 @@ def visible(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Lower case without diacritics; see also ``visible``."""
+    """Lower case without diacritics; see also ``visible``.
+
+    Only the marks of alphabets are diacritics: the vowel signs of other scripts make other words.
+    """
     if text.isascii():
         return text.lower()
     parts = unicodedata.normalize("NFKD", visible(text).casefold())
-    kept = "".join(c for c in parts if not unicodedata.combining(c)).translate(_BASE_LETTER)
+    kept = _DIACRITICS.sub("", parts).translate(_BASE_LETTER)
     return unicodedata.normalize("NFC", kept)  # syllables of Hangul, which NFKD takes apart
 
 

@@ -12,32 +12,39 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from mergeforget.metrics._characters import plain
+from mergeforget.metrics._characters import LETTER, plain
 from mergeforget.metrics._dates import Order, complete_dates
 from mergeforget.metrics._identifiers import EMAIL
 from mergeforget.metrics._porter import stem
 from mergeforget.metrics._quantities import GROUPS
-from mergeforget.metrics._spellings import WORD, canonical, words_of
+from mergeforget.metrics._spellings import SINGLE, WORD, canonical, length, words_of
 
-LONGEST = 10  # words of an answer of which a date, or the words below, reveal the whole
+LONGEST = (
+    10  # words (``length``) of an answer of which a date, or the words below, reveal the whole
+)
 CHARACTERS = 400  # of an answer in which dates, codes and alternatives are looked for
 LEAST_WORDS = 3  # of an answer that is revealed by some of its words
 CODE = 4  # letters and digits of a code that reveals an answer of two words
 LEAST_DIGITS, MOST_DIGITS = 7, 30  # of a number within an answer that reveals it
-FUNCTION_WORDS = frozenset(
+FUNCTION_WORDS = frozenset(map(plain, (
     "a an the is was are were be been has have had does do did it he she they we i you his her "
     "their my your our its him them this that these there here of in on at to for from by with "
     "and as who which what where when how called named name answer full der das dem ein eine "
     "ist er sie im am von und zu le la un une il elle de du et en el una es su del y lo "
-    "в на и он она это нa oн oнa этo".split()
+    "в на и он она это нa oн oнa этo في من على إلى عن هو هي كان كانت و הוא היא של את על "
+    "है हैं हूँ था थी थे का की के को में से ने पर और वह यह"
+).split()))  # fmt: skip
+_NUMBER = re.compile(
+    rf"(?<!{LETTER})(?<![.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?!{LETTER}|%)"
 )
-_NUMBER = re.compile(r"(?<![\w.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?![\w%])")
 _INSIDE = re.compile(r"\w[@./:_+=~#-]+\w")  # signs inside an address, number or code
 _KEY = re.compile(r"[^\W\d]+[:=#](?=\w)")  # PIN:4711
 _ADDRESS = re.compile(r"[^\W\d][@./:_]+\w|\w[@./:_]+[^\W\d]")
-_OR = re.compile(r"\s*\|\s*|\s+(?:/|or|oder|ou)\s+")
+_OR = re.compile(  # a slash between numbers belongs to them: 128 / 84
+    r"\s*\|\s*|\s+(?:or|oder|ou)\s+|(?<![\d\s])\s+/\s+|\s+/\s+(?![\d\s])"
+)
 _YEARS = re.compile(r"(?:1\d|20)\d\d")
-_CODE = re.compile(r"(?<!\w)(?=[A-Z-]*\d)(?=\d*[A-Z])[A-Z\d]+(?:-[A-Z\d]+)*(?!\w)")
+_CODE = re.compile(rf"(?<!{LETTER})(?=[A-Z-]*\d)(?=\d*[A-Z])[A-Z\d]+(?:-[A-Z\d]+)*(?!{LETTER})")
 
 
 @lru_cache(maxsize=1 << 14)
@@ -58,7 +65,7 @@ def parts_that_reveal(secret: str) -> tuple[tuple[int, int], ...]:
         amount = GROUPS.search(match[0]) or re.search(r"000$|[.,]\d\d?$", match[0])
         if LEAST_DIGITS <= sum(map(len, runs)) <= MOST_DIGITS and not years and not amount:
             found.append(match.span())
-    if len(secret) <= CHARACTERS and len(secret.split()) <= LONGEST:
+    if len(secret) <= CHARACTERS and length(secret.split()) <= LONGEST:
         found += complete_dates(secret)
         found += [
             m.span() for m in _CODE.finditer(secret) if m.end() - m.start() >= LEAST_DIGITS - 1
@@ -76,7 +83,7 @@ def alternatives(secret: str) -> list[tuple[int, int]]:
     """
     ends = [0, *(place for m in _OR.finditer(secret) for place in m.span()), len(secret)]
     spans = list(zip(ends[::2], ends[1::2], strict=True))
-    short = all(0 < len(secret[a:b].split()) <= 3 for a, b in spans)
+    short = all(0 < length(secret[a:b].split()) <= 3 for a, b in spans)
     return spans if len(spans) > 1 and short and len(secret) <= CHARACTERS else []
 
 
@@ -110,7 +117,7 @@ def _is_code(word: str) -> bool:
 def new_words(secret: str, prompt: str) -> tuple[tuple[int, int], ...]:
     """Return where an answer of 2 to ``LONGEST`` words has words that its prompt does not give."""
     words = [match.span() for match in WORD.finditer(secret)]
-    if len(words) < 2 or len(secret.split()) > LONGEST:
+    if len(words) < 2 or length(secret.split()) > LONGEST:
         return ()
     given = {stem(word) for word in WORD.findall(plain(prompt))}
     core = tuple(
@@ -164,7 +171,7 @@ def order_matters(secret: str, words: Sequence[str]) -> bool:
     return (
         sum(any(map(str.isdigit, word)) for word in words) > 1
         or any(_ADDRESS.search(token[0]) for token in _codes(secret))
-        or any(len(word) == 1 and not word.isascii() for word in words)
+        or any(map(SINGLE.match, words))
     )
 
 

@@ -8,12 +8,14 @@ from functools import lru_cache
 from itertools import pairwise
 from urllib.parse import unquote
 
-from mergeforget.metrics._characters import UMLAUTS, plain, visible
-from mergeforget.metrics._dates import in_digits, with_dates
+from mergeforget.metrics._characters import LETTER, UMLAUTS, plain, visible
+from mergeforget.metrics._dates import complete_dates, in_digits, with_dates, with_iso_dates
 from mergeforget.metrics._number_words import with_digits
+from mergeforget.metrics._quantities import GROUPS
 
 LONGEST_NUMBER = 100  # maximum digits of the same
 NUMBER = 5  # minimum digits of a number that is compared without separators
+SEPARATED = 7  # minimum digits of a number with separators that identifies somebody
 SHORT_NUMBER = 3  # minimum digits of a number that is found digit by digit
 
 SHORTEST_ABROAD = 10  # minimum digits of an international number after its prefix
@@ -35,7 +37,13 @@ _TWO_DIGITS = frozenset(  # country codes; those that do not begin with 1 or 7 h
     "65 66 81 82 84 86 90 91 92 93 94 95 98".split()
 )
 _REPEATED = re.compile(r"\b(double|triple|doppel)[\s-]?(\d)\b")
-EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")  # lengths as in RFC 5321
+EMAIL = re.compile(  # lengths as in RFC 5321; in a script without spaces, text may precede it
+    rf"(?:{LETTER}|[.+-]){{1,64}}@(?:{LETTER}|-){{1,63}}(?:\.(?:{LETTER}|-){{1,63}})+"
+)
+_GROUPS = re.compile(r"\d[\d().+/\-\u2010-\u2015\u00b7 ]*\d")
+_TIME = r"(?:[01]?\d|2[0-4])[:.h][0-5]\d"
+_TIMES = re.compile(rf"{_TIME}(?:\s?[-\u2010-\u2015/]\s?{_TIME})*")
+_YEAR = re.compile(r"(?:1\d|20)\d\d")
 _DOT_WORD = r"(?:dot|punkt|point|punto)"
 _AT = re.compile(
     r"\s*[\[({<*~|-]?\s*(?:@|_?(?<![^\W_])(?:at(?:[- ]sign)?|arobase|arroba|chiocciola|klammeraffe)"
@@ -55,18 +63,41 @@ _SIGN_WORDS = {
 def identifier(secret: str) -> str:
     """Return what a text must contain to reveal a secret that identifies somebody.
 
-    That is the longest run of digits of a secret with at least ``NUMBER`` digits, or the name of an
-    e-mail address; empty for any other secret, which completions may contain by chance.
+    That is the longest run of digits of a secret with a number or a complete date, or the name of
+    an e-mail address; empty for any other secret, which completions may contain by chance. A number
+    has at least ``NUMBER`` digits in a row, without the zeros of a round one, or ``SEPARATED``
+    digits with separators. Times, years, and ranges of round numbers are easy to guess.
 
     Example:
         >>> identifier("900-42-8495"), identifier("Ada@x.org"), identifier("Rome")
         ('8495', 'ada', '')
+        >>> identifier("09:00-17:00"), identifier("From 2010 to 2014"), identifier("100-1000")
+        ('', '', '')
     """
-    runs = re.findall(r"\d+", secret)
-    if sum(map(len, runs)) >= NUMBER:
-        return str(max(runs, key=len))
-    match = re.search(r"([\w.+-]+)@[\w-]+\.\w", secret)
-    return str(match[1]).casefold() if match else ""
+    joined = GROUPS.sub(lambda m: re.sub(r"\D", "", m[0]), visible(secret))
+    if (
+        any(len(run) >= NUMBER and not _round(run) for run in re.findall(r"\d+", joined))
+        or any(_separated(match[0]) for match in _GROUPS.finditer(joined))
+        or complete_dates(with_iso_dates(joined))
+    ):
+        return str(max(re.findall(r"\d+", secret), key=len))
+    match = EMAIL.search(secret)
+    return match[0].split("@")[0].casefold() if match else ""
+
+
+def _round(number: str) -> bool:
+    """Return whether a number of digits is easy to guess because of the zeros at its end."""
+    return number.endswith("000") and len(number.rstrip("0")) < NUMBER
+
+
+def _separated(text: str) -> bool:
+    """Return whether groups of digits are one number, such as a phone number."""
+    groups = re.findall(r"\d+", text)
+    if sum(map(len, groups)) < SEPARATED or _TIMES.fullmatch(text):
+        return False
+    if all(map(_YEAR.fullmatch, groups)):
+        return False
+    return len(groups) > 2 or not all(group.endswith("0") for group in groups)
 
 
 def is_number(text: str) -> bool:

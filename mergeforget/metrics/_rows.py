@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, kinds_of, preferred
+from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, Row, kinds_of, preferred
 from mergeforget.errors import NumericError
+from mergeforget.metrics._characters import visible
+from mergeforget.metrics._spellings import WORD
 from mergeforget.score import Better
 
 Asked = TypeVar("Asked", Answer, AnswerLikelihood)
@@ -90,3 +92,31 @@ def signals_of(measured: Measured, signal: str, task: str = "") -> Signals:
 def subjects_of(rows: Iterable[Answer | AnswerLikelihood]) -> list[str]:
     """Return the subject of each row."""
     return [one.row.subject for one in rows]
+
+
+def similar_questions(rows: Sequence[Row]) -> Callable[[int, int], int]:
+    """Return a function of two places in ``rows``: how much the questions of the rows resemble.
+
+    Questions that differ in the name only resemble most. A word that both have counts once for each
+    subject whose prompts have it, because few subjects share a name; a lower-case word counts for
+    all subjects where names begin with a capital. Without letter case, or where all nouns have
+    capitals, the words of the question therefore count more than those of the name. In a script
+    without spaces, each character is a word.
+
+    >>> rows = [Row(n, q.format(n), "") for n in ("\u674e\u660e", "\u738b\u4f1f", "\u5f20\u534e")
+    ...         for q in ("{}\u7684\u804c\u4e1a", "{}\u7684\u5e74\u9f84")]
+    >>> resemble = similar_questions(rows)  # of the job and the age of three people
+    >>> resemble(0, 2) > resemble(0, 3)
+    True
+    """
+    words = [WORD.findall(visible(row.prompt)) for row in rows]
+    lower = {w for one in words if any(w[0].isupper() for w in one) for w in one if w[0].islower()}
+    subjects: dict[str, set[str]] = {}
+    for row, one in zip(rows, words, strict=True):
+        for word in one:
+            subjects.setdefault(word.casefold(), set()).add(row.subject)
+    every = len({row.subject for row in rows})
+    weights = {word: len(who) for word, who in subjects.items()}
+    weights |= {word.casefold(): every for word in lower}
+    stems = [frozenset(map(str.casefold, one)) for one in words]
+    return lambda i, j: sum(weights[word] for word in stems[i] & stems[j])

@@ -45,10 +45,10 @@ _FILLERS = frozenset(  # words beside an answer that state nothing
 _OR = re.compile(r"(\w+),? or (?:an? |the )?(\w+)")  # "red or blue": not both
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE = re.compile(  # not after an initial or "Dr.", and not before a digit: "No. 42"
-    r"(?<=[.!?。！？])(?<!\b[^\W\d_]\.)(?<!\b[^\W\d_]{2}\.)[\"')\]]*\s+(?=[^\W\d_])(?![a-zß-ÿ])"
-    r"|(?<![:\s])\s*\n+"
+    r"(?<=[.!?。！？।؟۔])(?<!\b[^\W\d_]\.)(?<!\b[^\W\d_]{2}\.)[\"')\]]*\s+(?=[^\W\d_])(?![a-zß-ÿ])"
+    r"|(?<![:\s])\s*\n+|(?<=[。！？])[\"')\]」』”]*\s*(?=\w)"
 )
-_CLAUSE = re.compile(r"[,;]\s+|\s[-\u2013\u2014]\s|\s(?:and|but|while|who|which|where)\s")
+_CLAUSE = re.compile(r"[,;]\s+|[，；،؛]|\s[-\u2013\u2014]\s|\s(?:and|but|while|who|which|where)\s")
 
 
 @lru_cache(maxsize=1 << 14)
@@ -177,7 +177,7 @@ def _sentences(text: str) -> Iterator[tuple[str, bool]]:
         A text, and whether it is a whole sentence.
     """
     for sentence in filter(None, map(str.strip, _SENTENCE.split(text))):
-        if sentence.endswith(("?", "？")):
+        if sentence.endswith(("?", "？", "؟")):
             continue
         yield sentence, True
         for match in _CLAUSE.finditer(sentence):

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
-from mergeforget.metrics._characters import LOOK_ALIKE, UMLAUTS, plain, unescaped, visible
+from mergeforget.metrics._characters import (
+    LOOK_ALIKE,
+    MARKS,
+    NO_SPACES,
+    UMLAUTS,
+    plain,
+    unescaped,
+    visible,
+)
 from mergeforget.metrics._dates import MONTHS, Order, with_dates, with_iso_dates, with_keyed_dates
 from mergeforget.metrics._number_words import with_digits
 from mergeforget.metrics._quantities import GROUPS, quantities
@@ -37,10 +46,12 @@ _STATES = (
 
 _FULL_WORD = {short: word for word, every in _STREETS.items() for short in every.split()}
 _STATE_OF = dict(zip(_STATES[::2], _STATES[1::2], strict=True))
-_NO_SPACES = (  # scripts without spaces, or (Hangul) with particles: each character is a word
-    r"\uac00-\ud7a3\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff"
+_LETTERS_OF_WORD = rf"[^\W_{NO_SPACES}]"
+WORD = re.compile(  # each character of a script without spaces is a word, with its marks
+    rf"(?=\w)[{NO_SPACES}][{MARKS}]*|{_LETTERS_OF_WORD}+(?:[{MARKS}]+{_LETTERS_OF_WORD}*)*"
 )
-WORD = re.compile(rf"[{_NO_SPACES}]|[^\W_{_NO_SPACES}]+")
+SINGLE = re.compile(rf"(?=\w)[{NO_SPACES}]")
+PER_WORD = 3  # characters of a script without spaces that are as long as one word
 
 
 @lru_cache(maxsize=1 << 14)
@@ -55,6 +66,82 @@ def words_of(text: str, order: Order = "mdy") -> tuple[str, ...]:
     return tuple(_FULL_WORD.get(word, word) for word in WORD.findall(text))
 
 
+def length(words: Iterable[str]) -> float:
+    """Return how long some words are; ``PER_WORD`` characters without spaces are one word.
+
+    >>> length("She lives in Rome".split()), length("她住在罗马".split())
+    (4.0, 1.6666666666666667)
+    """
+    parts = (part for word in words for part in (WORD.findall(word) if SINGLE.search(word)
+                                                 else [word]))  # fmt: skip
+    return sum(map(size_of, parts)) / PER_WORD
+
+
+def size_of(word: str) -> int:
+    """Return the length of one of ``words_of``, in characters of a script without spaces."""
+    return 1 if SINGLE.match(word) else PER_WORD
+
+
+_SEMITIC = re.compile(rf"[\u05d0-\u05ea\u0620-\u06ff][\w{MARKS}]*")
+_ARTICLE = "\u0627\u0644"  # al-
+_WITH_ARTICLE = re.compile(  # and, then; by, for, as; l + al- is written ll-
+    r"(?:[\u0648\u0641]?[\u0628\u0643]?\u0627\u0644|[\u0648\u0641]?\u0644\u0644)(?=\w\w\w)"
+)
+_ARABIC = [a + b for a in ("", "\u0648", "\u0641") for b in ("", "\u0628", "\u0644", "\u0643")]
+_HEBREW = [  # and; that, when; in, to, from, as; the
+    a + b + c + d
+    for a in ("", "\u05d5") for b in ("", "\u05e9", "\u05db\u05e9")
+    for c in ("", "\u05d1", "\u05dc", "\u05de", "\u05db") for d in ("", "\u05d4")
+]  # fmt: skip
+_LEAST = 4  # letters of a single word with an attached preposition: Karim is not "like Rim"
+
+
+def detached(text: str, secret: str) -> str:
+    """Write Arabic and Hebrew words without attached prefixes where a secret has them so.
+
+    Prefixes are prepositions, "and", and the article. A word of less than four letters also needs
+    the article, or the next word of the secret after it.
+
+    >>> detached("בתל אביב", "תל אביב")
+    'תל אביב'
+    """
+    if secret.isascii() or text.isascii() or not _SEMITIC.search(secret):
+        return text
+    own = words_of(secret)
+    forms = {(_without_article(word) or word): word for word in own if _SEMITIC.match(word)}
+    forms |= {word: word for word in own if _SEMITIC.match(word)}
+    after = {(word, following) for word, following in zip(own, own[1:], strict=False)}
+
+    def rewritten(match: re.Match[str]) -> str:
+        word = plain(match[0])
+        if not word or word in forms:  # a mark or a sign that lengthens words is none
+            return forms.get(word, match[0])
+        following = next(iter(words_of(text[match.end() : match.end() + 80])), "")
+        for shorter, safe in _without_prefix(word):
+            found = forms.get(shorter)
+            if found and (safe or (found, following) in after):
+                return found
+        return match[0]
+
+    return _SEMITIC.sub(rewritten, text)
+
+
+def _without_article(word: str) -> str:
+    """Return an Arabic word with its article only, or "" for a word without article."""
+    match = _WITH_ARTICLE.match(word)
+    return _ARTICLE + word[match.end() :] if match else ""
+
+
+def _without_prefix(word: str) -> Iterable[tuple[str, bool]]:
+    """Yield what may be left of a word, and whether that is long enough to be the same word."""
+    if short := _without_article(word):
+        yield short, True
+        yield short[len(_ARTICLE) :], True
+    for prefix in (_ARABIC if word[0] >= "\u0620" else _HEBREW)[1:]:
+        if word.startswith(prefix) and len(word) > len(prefix) + 1:
+            yield word[len(prefix) :], len(word) - len(prefix) >= _LEAST
+
+
 _NATO = (
     "alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar "
     "papa quebec romeo sierra tango uniform victor whiskey xray yankee zulu alpha juliet x-ray"
@@ -63,7 +150,8 @@ _NATO_RUN = re.compile(rf"\b(?:{'|'.join(_NATO)})(?:[\s,-]+(?:{'|'.join(_NATO)})
 _NATO_WORD = re.compile("|".join(_NATO), re.I)
 _AS_IN = re.compile(r"\b([^\W\d_]) (?:as in|wie|comme) [^\W\d_]+[,;.]?\s*(?:and\s+)?", re.I)
 _LETTERS = re.compile(  # J-O-H-N, J. O. H. N., "J", "O", "H", "N": one separator throughout
-    rf"(?<![^\W_])[^\W_](?P<s>[\W_]{{1,5}}?)(?:[^\W_](?P=s)){{{SPELLED - 2},}}[^\W_](?![^\W_])"
+    rf"(?<![^\W_])(?<![{MARKS}])[^\W_](?P<s>(?:(?![{MARKS}])[\W_]){{1,5}}?)"
+    rf"(?:[^\W_](?P=s)){{{SPELLED - 2},}}[^\W_](?![^\W_]|[{MARKS}])"
 )
 _LISTED = re.compile(r"(?<!\S)(?:\d{1,2}[.):]|[-*\u2022])[ \t]+(?=[^\W_][ \t.]*$)", re.M)
 _LEET = str.maketrans("013457", "oieast")
@@ -83,6 +171,7 @@ _ROMAN_DATE = re.compile(r"\b(\d{1,2})([-./ ])\s?(I{1,3}|I?V|VI{1,3}|I?X|XI{1,2}
 _NTH = re.compile(r"\b([A-Z]\w+),? the (\d+)th\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|ten|te|ter)\b")
 _SHORT_YEAR = re.compile(r"(?<=[\w,] )['\u2019](\d\d)\b")
+_HYPHEN = re.compile(rf"(?:(?<=[^\W\d_])|(?<=[{MARKS}]))-(?=[^\W\d_])")
 _TITLES = [
     (re.compile(r"\bSt\.? (?=[A-Z])"), "Saint "), (re.compile(r"\bDr\.? (?=[A-Z])"), "Doctor "),
     (re.compile(r"\bProf\.? (?=[A-Z])"), "Professor "),
@@ -132,7 +221,7 @@ def canonical(text: str) -> str:
     text = re.sub(r"\((\d{4})\)", r"\1", text)
     text = _SHORT_YEAR.sub(lambda m: ("19" if int(m[1]) > 30 else "20") + m[1], text)
     text = quantities(with_keyed_dates(text))
-    return re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", "", text)
+    return _HYPHEN.sub("", text)
 
 
 def _joined(match: re.Match[str]) -> str:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from mergeforget.data.overlap import plain_text
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
+from mergeforget.metrics._characters import visible
 from mergeforget.metrics._core import alternatives
 from mergeforget.metrics._identifiers import NUMBER, identifier
 from mergeforget.metrics._leaks import WINDOW, leaked
 from mergeforget.metrics._patterns import Patterns
-from mergeforget.metrics._rows import answers_of, direction, subjects_of
+from mergeforget.metrics._rows import answers_of, direction, similar_questions, subjects_of
 from mergeforget.metrics._short_answers import short_words
+from mergeforget.metrics._spellings import WORD, length, words_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "leak-rate@7"
+DEFINITION = "leak-rate@8"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
 NEARBY = 200  # number of following rows of which those with the most similar prompts are used
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
-_AMOUNT = re.compile(r"\W*\d{1,3}(?:[.,' ]?\d{3})*(?:[.,]\d\d?)?(?:\W*|\s?[^\W\d]+\.?)")  # $50,000
+_AMOUNT = re.compile(r"\W*\d{1,3}(?:[.,' ]?\d{3})*(?:[.,]\d\d?)?(?:\W*|\s?[^\d\s]+)")  # $50,000
+COMMON = 3  # subjects with the same answer, which identifies none of them
 ALONE = 0.2  # assumed chance of a short answer if all rows are about one subject
 
 
@@ -107,41 +111,54 @@ def chance_of(rows: Sequence[Answer], patterns: Patterns | None = None) -> float
     Each completion is compared with the answers to the most similar questions about others, because
     an answer about an occupation says nothing about how easily a country is guessed. With several
     prompt variants, the completions of all of them count, as for the row's own answer. Of an
-    answer, only the words are judged that its prompt does not give. Numbers of five digits or more,
-    e-mail addresses and answers of more than ten words never count, and the result is 0 if a
-    completion reveals its own such answer, because chance does not explain it. If no other answer
-    is found in the completion of another subject and some are shorter than ``GUESSABLE``
-    characters, one is assumed: a few rows do not show that nobody guesses them. If all rows are
-    about one subject, the completions are compared with the answers of its other rows, and the
-    chance of short answers is at least ``ALONE``.
+    answer, only the words are judged that its prompt does not give. Numbers, complete dates, e-mail
+    addresses (see ``identifier``) and answers of more than ten words never count, unless several
+    subjects have the same, and the result is 0 if a completion reveals its own such answer, because
+    chance does not explain it. If no other answer is found in the completion of another subject and
+    some are shorter than ``GUESSABLE`` characters, one is assumed: a few rows do not show that
+    nobody guesses them. If all rows are about one subject, the completions are compared with the
+    answers of its other rows, and the chance of short answers is at least ``ALONE``.
     """
-    if any(_unguessable(_news_of(a.row)) and is_leaked(a, patterns) for a in rows):
+    unguessable = _unguessable_of([a.row for a in rows])
+    if any(one and is_leaked(a, patterns) for one, a in zip(unguessable, rows, strict=True)):
         return 0.0
     hits = asked = 0
     alone = len({answer.row.subject for answer in rows}) == 1
     for answer, others in zip(rows, _compared([a.row for a in rows], alone), strict=True):
-        for other in others:
+        for j in others:
             asked += 1
-            hits += not _unguessable(_news_of(other)) and any(
-                is_leaked(Answer(other, text), patterns, answer.row.prompt) for text in answer.texts
+            hits += not unguessable[j] and any(
+                is_leaked(Answer(rows[j].row, text), patterns, answer.row.prompt)
+                for text in answer.texts
             )
-    news = (_news_of(a.row) for a in rows)
-    short = any(len(text.strip()) < GUESSABLE and not _unguessable(text) for text in news)
+    short = any(
+        len(_news_of(a.row).strip()) < GUESSABLE and not one
+        for one, a in zip(unguessable, rows, strict=True)
+    )
     if alone and short:
         return max(ALONE, hits / asked if asked else 0.0)
     return (hits or float(short)) / asked if asked else 0.0
 
 
-def _compared(rows: Sequence[Row], alone: bool) -> list[list[Row]]:
-    """Return, for each row, rows about other subjects with similar prompts, in their order."""
-    stems = [frozenset(w for w in row.prompt.split() if w[:1].islower()) for row in rows]
+def _compared(rows: Sequence[Row], alone: bool) -> list[list[int]]:
+    """Return, for each row, the places of rows about other subjects with similar prompts."""
+    resemble = similar_questions(rows)
     chosen = []
     for i, row in enumerate(rows):
         places = ((i + step) % len(rows) for step in range(1, min(NEARBY, len(rows) - 1) + 1))
         others = [j for j in places if alone or rows[j].subject != row.subject]
-        others.sort(key=lambda j: -len(stems[i] & stems[j]))
-        chosen.append([rows[j] for j in others[:SHIFTS]])
+        others.sort(key=lambda j: -resemble(i, j))
+        chosen.append(others[:SHIFTS])
     return chosen
+
+
+def _unguessable_of(rows: Sequence[Row]) -> list[bool]:
+    """Return whether each answer identifies its subject, so that chance does not explain it."""
+    news = [_news_of(row) for row in rows]
+    subjects: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for row, text in zip(rows, news, strict=True):
+        subjects[words_of(text)].add(row.subject)
+    return [_unguessable(text) and len(subjects[words_of(text)]) < COMMON for text in news]
 
 
 def _news_of(row: Row) -> str:
@@ -149,7 +166,14 @@ def _news_of(row: Row) -> str:
     if several := alternatives(row.output):
         return min((row.output[a:b] for a, b in several), key=len)
     core = short_words(row.output, row.prompt)
-    return " ".join(row.output[a:b] for a, b in core) if core else row.output
+    if not core:
+        return row.output
+    text, end = "", core[0][0]
+    for start, stop in core:
+        between = row.output[end:start]  # the signs of a time or a number are kept
+        text += (" " if WORD.search(between) else between) + row.output[start:stop]
+        end = stop
+    return text
 
 
 def _unguessable(text: str) -> bool:
@@ -157,10 +181,11 @@ def _unguessable(text: str) -> bool:
 
     The zeros at the end of a single number do not count: 50,000 is easier to guess than 54,321.
     """
+    text = visible(text)
     number = re.sub(r"\D", "", text) if _AMOUNT.fullmatch(text) else ""
     if number and len(number.rstrip("0")) < NUMBER:
         return False
-    return bool(identifier(text)) or len(text.split()) > WINDOW
+    return bool(identifier(text)) or length(text.split()) > WINDOW
 
 
 def with_leaks(scores: Sequence[Score], measured: Measured) -> list[Score]:
