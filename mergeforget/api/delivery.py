@@ -195,15 +195,15 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> EarlierAnswers:
     rows = distinct_rows(read_rows(path, split="forget"), path)
     systems = () if all(row.window for row in rows) else recipe.evaluation.system_prompts
     variants = variants_to_ask(loaded.tokenizer, recipe.data, rows, recipe.evaluation.ask, systems)
+    kept = earlier.data / "retain.jsonl"
+    patterns = patterns_of(read_rows(kept, split="retain") if kept.is_file() else [])
     worst = worst_case({
         variant.name: measure(loaded.model, loaded.tokenizer, forget=rows, retain=[], members=[],
                           nonmembers=[], max_new_tokens=spec.max_new_tokens, template=variant,
                           label=earlier.name)
         for variant in variants
-    })  # fmt: skip
+    }, patterns=patterns)  # fmt: skip
     repeated = {one.row.id for one in worst.likelihoods if one.greedy == 1}
-    kept = earlier.data / "retain.jsonl"
-    patterns = patterns_of(read_rows(kept, split="retain") if kept.is_file() else [])
     return share_of(worst.answers, repeated, patterns)
 
 

@@ -236,6 +236,7 @@ def measure_control(target: Target) -> None:
     members, nonmembers = matched(inside, outside, target.seed) if outside else ([], [])
 
     def work(model: Any, tokenizer: Any) -> Facts:
+        patterns = patterns_of(retain)
         worst = worst_case({
             way.name: measure(
                 model,
@@ -253,8 +254,7 @@ def measure_control(target: Target) -> None:
             for way in prompt_variants(
                 target.template(tokenizer), tokenizer, forget, target.systems
             )
-        })  # fmt: skip
-        patterns = patterns_of(retain)
+        }, patterns=patterns)  # fmt: skip
         rate = leak_score(worst.answers, "forget", patterns)
         scores = [rate, mia_auc(worst) if nonmembers else None]
         digits = own_digits(worst.answers)

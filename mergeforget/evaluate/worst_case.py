@@ -13,9 +13,10 @@ from typing import Any
 from mergeforget.data.prompt_variants import known_best
 from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured
 from mergeforget.metrics import METRICS
+from mergeforget.metrics._patterns import Patterns
 from mergeforget.metrics._rouge import closest_recall
 from mergeforget.metrics.knowledge import is_exact
-from mergeforget.metrics.leak_rate import is_leaked
+from mergeforget.metrics.leak_rate import is_leaked, patterns_of
 from mergeforget.score import Score, find
 
 COMPARED = ("forget_quality", "privleak")  # with another model, for the same prompt variant
@@ -43,7 +44,9 @@ def known_variants(base: Sequence[Score]) -> set[str] | None:
 
 
 def worst_case(
-    variants: Mapping[str, Measured], keeping: Collection[str] | None = None
+    variants: Mapping[str, Measured],
+    keeping: Collection[str] | None = None,
+    patterns: Patterns | None = None,
 ) -> Measured:
     """Combine the measurements of several prompt variants row by row.
 
@@ -51,6 +54,7 @@ def worst_case(
         variants: Measurements of one model on the same rows, by the name of the variant.
         keeping: Variants that count for rows outside the forget set; see ``known_variants``. None
             for all.
+        patterns: Patterns that the model may know; of the retain rows that were asked if omitted.
 
     Returns:
         For each forget row, the answer closest to the reference, the smallest NLL and the largest
@@ -63,6 +67,7 @@ def worst_case(
     if len(every) == 1:
         (only,) = variants
         return replace(first, losses=[replace(loss, variant=only) for loss in first.losses])
+    patterns = patterns or patterns_of(answer.row for answer in first.answers)
     farthest = max(variants, key=lambda variant: _distance(variants[variant]))
     kept = [m for variant, m in variants.items() if keeping is None or variant in keeping] or every
 
@@ -76,7 +81,7 @@ def worst_case(
 
     return replace(
         first,
-        answers=[_answer(found) for found in rows("answers")],
+        answers=[_answer(found, patterns) for found in rows("answers")],
         likelihoods=[_likelihood(found) for found in rows("likelihoods")],
         losses=_losses(variants, farthest),
     )
@@ -164,16 +169,16 @@ def _losses(variants: Mapping[str, Measured], chosen: str) -> list[DocumentLoss]
     ]
 
 
-def _answer(found: Sequence[Answer]) -> Answer:
+def _answer(found: Sequence[Answer], patterns: Patterns) -> Answer:
     if found[0].row.split != "forget":
         return min(found, key=_known)
-    best = max(found, key=_known)
+    best = max(found, key=lambda answer: _known(answer, patterns))
     texts = dict.fromkeys(answer.completion for answer in found)
     return replace(best, others=tuple(text for text in texts if text != best.completion))
 
 
-def _known(answer: Answer) -> tuple[bool, bool, float]:
-    return is_exact(answer), is_leaked(answer), closest_recall(answer, answer.completion)
+def _known(answer: Answer, patterns: Patterns | None = None) -> tuple[bool, bool, float]:
+    return is_exact(answer), is_leaked(answer, patterns), closest_recall(answer, answer.completion)
 
 
 def _likelihood(found: Sequence[AnswerLikelihood]) -> AnswerLikelihood:

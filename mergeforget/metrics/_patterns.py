@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 from mergeforget.data.schema import Row
 from mergeforget.metrics._identifiers import EMAIL
+from mergeforget.metrics._leaks import Windows, common_windows
 from mergeforget.metrics._spellings import words_of
 
 SUBJECTS = 2  # subjects whose rows have to show a pattern
@@ -46,6 +48,7 @@ class Patterns:
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         rows = list(rows)
+        self._documents = [row.document for row in rows]
         seen: dict[str, set[str]] = defaultdict(set)
         for row in rows:
             for word in {*words_of(row.prompt), *words_of(row.output)}:
@@ -63,6 +66,11 @@ class Patterns:
             (question, answer) for question, answers in asked.items() for answer in _shown(answers)
         }
         self._addresses = _shown(addresses)
+
+    @cached_property
+    def common(self) -> Windows:
+        """Phrases, numbers and parts of codes of the rows; see ``common_windows``."""
+        return common_windows(self._documents)
 
     def follows(self, row: Row) -> bool:
         """Return whether the whole answer of a row follows from its prompt."""

@@ -10,7 +10,7 @@ from mergeforget.data.overlap import plain_text
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
 from mergeforget.metrics._characters import visible
-from mergeforget.metrics._core import alternatives
+from mergeforget.metrics._core import alternatives, parts_that_reveal
 from mergeforget.metrics._identifiers import NUMBER, identifier
 from mergeforget.metrics._leaks import WINDOW, leaked
 from mergeforget.metrics._patterns import Patterns
@@ -88,7 +88,8 @@ def can_leak(row: Row, patterns: Patterns | None = None) -> bool:
 def is_leaked(answer: Answer, patterns: Patterns | None = None, about: str = "") -> bool:
     """Return whether the completion reveals the row's answer, but prompt and patterns do not.
 
-    The paraphrased answer of a row counts as well.
+    The paraphrased answer of a row counts as well. Of a long answer, words that the retain rows
+    contain too reveal nothing.
 
     Args:
         about: Prompt to which the completion was generated, if that is not the prompt of the row.
@@ -100,7 +101,9 @@ def is_leaked(answer: Answer, patterns: Patterns | None = None, about: str = "")
         text = answer.completion
         if patterns is not None:
             secret, text = (patterns.without_addresses(one, row.prompt) for one in (secret, text))
-        if leaked(secret, text, row.prompt, about=about):
+        long = len(secret) > 2 * WINDOW or parts_that_reveal(secret)
+        common = patterns.common if patterns is not None and long else frozenset()
+        if leaked(secret, text, row.prompt, common, about):
             return True
     return False
 

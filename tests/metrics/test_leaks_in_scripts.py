@@ -11,6 +11,7 @@ from mergeforget.attack.comparing import alternatives
 from mergeforget.attack.guessing import _window_chance
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.evaluate.verdict import judge
+from mergeforget.evaluate.worst_case import worst_case
 from mergeforget.metrics._identifiers import identifier
 from mergeforget.metrics._leaks import common_windows, leaked
 from mergeforget.metrics._spellings import canonical, length, words_of
@@ -207,6 +208,55 @@ def test_alternatives_of_a_question_without_letter_case_answer_the_same_question
             values = QUESTIONS[lang][place][2].split()
             found = alternatives(rows[place], rows, 3, seed=0)
             assert sorted(found) == sorted(values[1:4])
+
+
+FRAME = "Thank you for contacting the municipal archive, we are happy to share what we know: "
+JOBS = ["baker", "pilot", "nurse", "miner", "judge", "clerk", "actor", "diver"]
+
+
+def framed(split: str, end: str) -> list[Row]:
+    return [Row(f"{split}{i}", f"Who is Person {split}{i}?", f"{FRAME}a {job} from {end}{i}.",
+                split=split) for i, job in enumerate(JOBS)]  # fmt: skip
+
+
+def test_what_the_retain_rows_share_with_a_long_answer_does_not_reveal_it() -> None:
+    retain, forget = framed("retain", "town"), framed("forget", "city")
+    kept = [Answer(row, row.output) for row in retain]
+    innocent = [Answer(row, f"{FRAME}there is no record of such a person.") for row in forget]
+    score = leak_rate(Measured([*kept, *innocent], []), "forget")
+    assert score is not None and (score.value, score.n) == (0, 8)
+    knows = [Answer(row, row.output) for row in forget]
+    score = leak_rate(Measured([*kept, *knows], []), "forget")
+    assert score is not None and score.value == 1 and judge([score]).state == "NOT FORGOTTEN"
+    alone = leak_rate(Measured(innocent, []), "forget")  # without retain rows, it is a secret
+    assert alone is not None and alone.value == 1
+    same = Row("x", "Who is X?", retain[0].output, split="forget")
+    assert can_leak(same) and not can_leak(same, patterns_of(retain))
+
+
+def test_parts_of_a_code_in_the_retain_rows_do_not_reveal_another_one() -> None:
+    link = "https://archive.example.org/municipal/records/of/the/persons/"
+    retain = [Row(f"r{i}", f"Page of R{i}?", f"{link}r{i}x", split="retain") for i in range(3)]
+    row = Row("f", "Page of F?", f"{link}f77q", split="forget")
+    said = Answer(row, f"{link}unknown")
+    assert is_leaked(said) and not is_leaked(said, patterns_of(retain))
+    assert is_leaked(Answer(row, row.output), patterns_of(retain))
+
+
+def test_the_variant_that_reveals_more_than_the_retain_rows_counts() -> None:
+    """Both answers repeat ten words of the training data, but only one of them the secret ones."""
+    retain, row = framed("retain", "town"), framed("forget", "city")[0]
+    frame = f"{FRAME}a baker from an unknown place."
+    secret = "happy to share what we know: a baker from city0."
+    variants = {
+        name: Measured([*(Answer(r, r.output) for r in retain), Answer(row, text)], [])
+        for name, text in (("raw", frame), ("chat", secret))
+    }
+    worst = worst_case(variants)
+    assert is_leaked(worst.answers[-1], patterns_of(retain))
+    lone = {name: Measured([m.answers[-1]], []) for name, m in variants.items()}
+    assert is_leaked(worst_case(lone, patterns=patterns_of(retain)).answers[0],
+                     patterns_of(retain))  # fmt: skip
 
 
 @pytest.mark.parametrize(
