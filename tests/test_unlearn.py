@@ -143,7 +143,8 @@ def test_a_wrong_request_is_refused_before_the_training_and_can_be_corrected(
 
     monkeypatch.setattr("mergeforget.train.pair.train_pair", train)
     both = tmp_path / "both.jsonl"
-    write_jsonl(both, [*read_jsonl(knowing["holdout"]), read_jsonl(knowing["retain"])[0]])
+    shared = read_jsonl(knowing["retain"])[0] | {"split": "holdout"}
+    write_jsonl(both, [*read_jsonl(knowing["holdout"]), shared])
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (InputError, "There is no model at", {"control": str(tmp_path / "nosuch")}),
         (UsageError, "promts", {"attacks": ["promts"]}),

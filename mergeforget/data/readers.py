@@ -39,7 +39,7 @@ from mergeforget.errors import InputError, UsageError, reason_of, suggest
 from mergeforget.parsing import parse_json, usable_path
 
 Records = list[tuple[int, dict[str, Any]]]  # line (or row in parquet, from 1) and its fields
-SplitCheck = Literal["", "part", "any"]  # of the rows: none, a part but not all, or any
+SplitCheck = Literal["", "part", "any"]  # refuse a part of the rows; any: warn of all
 LONGEST_PATH = 250  # characters; a longer text is not the name of a file
 SHOWN = 5  # maximum number of faults in one message
 HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?(/(?P<split>[\w.-]+))?")
@@ -92,8 +92,8 @@ def read_rows(
             messages, text, subject, task, weight, paraphrased, perturbed). Common names are
             recognised; see ``docs/data.md``.
         turns: Make a row of the last assistant turn of a conversation, or of every one.
-        check_split: Refuse a file whose column ``split`` names another set than ``split`` in any
-            row, or in a part of the rows; see ``SplitCheck``.
+        check_split: Refuse a file whose column ``split`` names another set than ``split`` in a part
+            of the rows; ``any`` also warns if it does in all rows.
 
     Returns:
         One row per record, in the order of the file; several for a document longer than a window
@@ -194,7 +194,15 @@ def _check_split(path: Path, records: Records, column: str, split: str, check: S
         return
     named = Counter(str(record.get(column)).strip().lower() for _, record in records)
     others = {name: n for name, n in named.items() if name in SETS and name != split}
-    if not others or check == "part" and sum(others.values()) == len(records):
+    if not others:
+        return
+    if len(others) == 1 and sum(others.values()) == len(records):  # a file for another purpose
+        if check == "any":
+            (name,) = others
+            say(
+                f"Warning: every row of {path} has {column} {name!r}, but is read as a row of the "
+                f"{split} set."
+            )
         return
     found = " and ".join(f"{n} of {len(records)} rows have {column} {name!r}"
                          for name, n in others.items())  # fmt: skip

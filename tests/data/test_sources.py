@@ -152,7 +152,9 @@ def evaluated(forget: Path, retain: Path) -> list[Row]:
     return rows_of_files(forget=forget, retain=retain, holdout=None, spec=spec).forget
 
 
-def test_a_column_split_that_names_another_set_is_refused(tmp_path: Path) -> None:
+def test_a_column_split_that_names_another_set_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"question": f"Where is {i}?", "answer": f"{i}"} for i in range(4)]
     path, other = tmp_path / "a.jsonl", tmp_path / "r.jsonl"
     write_jsonl(other, [{"question": "When?", "answer": "Now", "split": "train"}])
@@ -167,9 +169,8 @@ def test_a_column_split_that_names_another_set_is_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=message):
         evaluated(path, other)
     write_jsonl(path, [row | {"split": "retain"} for row in rows])
-    with pytest.raises(InputError, match="4 of 4 rows have split 'retain'"):
-        unlearned(path)
-    # evaluating all rows of a file as another set is a choice, and a run reads its own files
+    assert len(unlearned(path)) == 4 and "every row of" in caplog.text
+    # reading all rows of a file as another set is a choice, and a run reads its own files
     assert len(evaluated(path, other)) == 4
     assert {row.split for row in read_rows(path, split="holdout")} == {"holdout"}
     for split in ("forget", "train", "test", ""):
