@@ -50,6 +50,7 @@ from mergeforget.models import load_model
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score
+from mergeforget.train import pair
 
 CLEARED = {"prompts": "none found", "relearn": "none found"}
 SMALL = [
@@ -141,7 +142,7 @@ def test_a_wrong_request_is_refused_before_the_training_and_can_be_corrected(
         began.append(1)
         raise ResourceError("the training begins")
 
-    monkeypatch.setattr("mergeforget.train.pair.train_pair", train)
+    monkeypatch.setattr(pair, "train_pair", train)
     both = tmp_path / "both.jsonl"
     shared = read_jsonl(knowing["retain"])[0] | {"split": "holdout"}
     write_jsonl(both, [*read_jsonl(knowing["holdout"]), shared])
