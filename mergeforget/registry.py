@@ -16,12 +16,25 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module, metadata, util
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from types import NoneType, SimpleNamespace, UnionType
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from mergeforget.errors import InputError, UnknownNameError, UsageError, suggest
 
@@ -57,15 +70,66 @@ class Entry(Generic[F]):
         """First line of the docstring."""
         return (inspect.getdoc(self.fn) or "").split("\n")[0]
 
+    @cached_property
+    def _types(self) -> dict[str, Any]:
+        """Types of the keyword-only arguments, as far as their annotations can be evaluated."""
+        names = getattr(inspect.unwrap(self.fn), "__globals__", {})
+        types = {}
+        for name, parameter in self.parameters.items():
+            annotated = SimpleNamespace(__annotations__={name: parameter.annotation})
+            # a plugin may import the names of its annotations only for type checkers
+            with suppress(NameError, TypeError, AttributeError, SyntaxError):
+                types[name] = get_type_hints(annotated, globalns=names)[name]
+        return types
+
     def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Raise UsageError for an argument that ``fn`` does not take, or for a wrong type.
+
+        Booleans, numbers and choices are checked. Text is no boolean: ``bool("no")`` is true.
+        """
+        self.check_names(arguments)
+        for name, value in arguments.items():
+            self.check_value(name, value)
+
+    def check_value(self, name: str, value: Any) -> None:
+        """Raise UsageError if a known argument does not take a value of this type."""
+        kinds = _alternatives(self._types.get(name))
+        if kinds and not any(_is_of(value, kind) for kind in kinds):
+            expected = " or ".join(_in_words(kind) for kind in kinds)
+            raise UsageError(f"{name} of {self.name!r} must be {expected}, not {value!r}.")
+
+    def check_names(self, names: Iterable[str]) -> None:
         """Raise UsageError for an argument that ``fn`` does not take, with those it takes."""
-        for name in arguments:
+        for name in names:
             if name not in self.parameters:
                 takes = ", ".join(self.parameters) or "none"
                 raise UsageError(
                     f"{self.name!r} takes no argument {name!r}."
                     f"{suggest(name, self.parameters)} It takes: {takes}."
                 )
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union; empty if one of them cannot be checked."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    plain = (bool, int, float, NoneType)
+    return kinds if all(k in plain or get_origin(k) is Literal for k in kinds) else ()
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Return whether a value has a type of ``_alternatives``; numbers of numpy are numbers."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, Hashable) and value in get_args(kind)
+    if kind in (bool, NoneType):
+        return isinstance(value, kind)
+    return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    words = {bool: "true or false", int: "an integer", float: "a number", NoneType: "none"}
+    return words[kind]
 
 
 class Registry(Generic[F]):

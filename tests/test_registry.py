@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import mergeforget
+from mergeforget.api.attacking import check_arguments
 from mergeforget.attack.methods import ATTACKS
-from mergeforget.errors import UnknownNameError
+from mergeforget.errors import UnknownNameError, UsageError
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.registry import Registry
@@ -41,3 +42,35 @@ def test_unknown_name_suggests_the_nearest(family: Registry[Any]) -> None:
 def test_no_member_is_a_hidden_file() -> None:
     assert Path(mergeforget.__file__).parent.is_dir()
     assert not any(name.startswith("_") for family in FAMILIES for name in family.names())
+
+
+@pytest.mark.parametrize(
+    ("method", "argument", "value", "words"),
+    [
+        ("linear", "normalize", "no", "must be true or false, not 'no'"),
+        ("linear", "normalize", 1, "must be true or false"),
+        ("slerp", "t", [0, 1], "must be a number"),
+        ("breadcrumbs", "gamma", "half", "must be a number, not 'half'"),
+        ("breadcrumbs", "gamma", True, "must be a number"),
+        ("karcher", "max_iter", 2.5, "must be an integer"),
+        ("emr", "task", "x", "must be an integer or none"),
+        ("ties", "sign", "most", "must be 'total' or 'count', not 'most'"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(
+    method: str, argument: str, value: Any, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        MERGE_METHODS.get(method).check_arguments({argument: value})
+
+
+@pytest.mark.parametrize(("family", "name"), MEMBERS, ids=lambda v: v if isinstance(v, str) else "")
+def test_defaults_have_the_type_of_their_argument(family: Registry[Any], name: str) -> None:
+    entry = family.get(name)
+    defaults = {n: p.default for n, p in entry.parameters.items() if p.default is not p.empty}
+    entry.check_arguments(defaults)
+
+
+def test_attacks_refuse_arguments_of_another_type() -> None:
+    with pytest.raises(UsageError, match="full of 'relearn' must be true or false, not 'no'"):
+        check_arguments({"full": "no"}, ["relearn"])

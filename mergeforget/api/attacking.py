@@ -98,13 +98,16 @@ def attack(
 
 
 def check_arguments(arguments: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise UsageError for an argument that none of the named attacks takes."""
+    """Raise UsageError for an argument that no named attack takes, or for a wrong type."""
     from mergeforget.attack.methods import ATTACKS
     from mergeforget.errors import UsageError, suggest
 
     takes = {name: set(ATTACKS.get(name).parameters) for name in ATTACKS.names()}
-    for key in arguments:
-        if any(key in takes[name] for name in names):
+    for key, value in arguments.items():
+        named = [name for name in names if key in takes[name]]
+        for name in named:
+            ATTACKS.get(name).check_value(key, value)
+        if named:
             continue
         owners = [name for name, keys in takes.items() if key in keys]
         if owners:

@@ -96,6 +96,8 @@ UNWEIGHTED = {
     "arcee_fusion",
 }  # methods without weights in mergekit
 PER_MODEL = {"weight", "density", "gamma", "epsilon"}
+BOOLEANS = {"normalize", "rescale", "normalize_weights", "int8_mask"}
+YES_OR_NO = {"yes": True, "on": True, "no": False, "off": False}  # booleans of YAML 1.1
 NUMBERS = {"weight", "density", "gamma", "epsilon", "lambda", "t", "scale", "select_topk", "eps"}
 KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
 DTYPES = {"float32", "float16", "bfloat16"}
@@ -128,12 +130,40 @@ def read_config(path: Path) -> Request | str:
     config = parse_yaml(read_text(path), path)
     if not isinstance(config, dict) or "merge_method" not in config:
         raise InputError(f"{path} is not a mergekit configuration: it has no merge_method.")
+    _read_booleans(config)
     for fault in _wrong_types(config):
         raise InputError(f"{path} is not a mergekit configuration: {fault}.")
     try:
         return _request(config)
     except _TheirsOnlyError as reason:
         return str(reason)
+
+
+def _holders(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the configuration and its models, each of which may have parameters."""
+    models = config.get("models")
+    rows = models if isinstance(models, list) else []
+    return [config, *(row for row in rows if isinstance(row, dict))]
+
+
+def _read_booleans(config: dict[str, Any]) -> None:
+    """Replace yes, no, on, off, 0 and 1 by booleans, which mergekit reads for them."""
+    for holder in _holders(config):
+        parameters = holder.get("parameters")
+        if isinstance(parameters, dict):
+            for key in BOOLEANS & parameters.keys():
+                parameters[key] = _booleans(parameters[key])
+
+
+def _booleans(setting: Any) -> Any:
+    if isinstance(setting, list):
+        return [_booleans(one) for one in setting]
+    if isinstance(setting, dict):
+        return setting | {"value": _booleans(setting.get("value"))}
+    if isinstance(setting, str):  # True, TRUE and true are booleans of parse_yaml
+        cases = (setting.lower(), setting.capitalize(), setting.upper())
+        return YES_OR_NO.get(setting.lower(), setting) if setting in cases else setting
+    return bool(setting) if setting in (0, 1) else setting
 
 
 def _wrong_types(config: dict[str, Any]) -> Iterator[str]:
@@ -148,14 +178,15 @@ def _wrong_types(config: dict[str, Any]) -> Iterator[str]:
     models = config.get("models")
     if not isinstance(models, list | None):
         yield f"models is {str(models)[:40]!r}, but must be a list"
-    rows = models if isinstance(models, list) else []
-    for holder in [config, *(row for row in rows if isinstance(row, dict))]:
+    for holder in _holders(config):
         parameters = holder.get("parameters")
         if not isinstance(parameters, dict | None):
             yield f"parameters is {str(parameters)[:40]!r}, but must be a mapping"
         for key, setting in (parameters or {}).items():
             if key in NUMBERS and not _is_setting(setting):
                 yield f"{key} is {setting!r}, but must be a number, or a list of numbers or filters"
+            if key in BOOLEANS and not isinstance(setting, bool | list | dict | None):
+                yield f"{key} is {setting!r}, but must be true or false"
 
 
 def _is_setting(setting: Any) -> bool:
@@ -299,8 +330,8 @@ def _common(
 
 def _ours(argument: str, value: Any) -> Any:
     if argument == "divide":
-        return DIVIDE[bool(value)]
-    return RESCALE[bool(value)] if argument == "rescale" else value
+        return DIVIDE[value]
+    return RESCALE[value] if argument == "rescale" else value
 
 
 def _theirs(argument: str, value: Any) -> Any:

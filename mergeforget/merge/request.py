@@ -12,10 +12,10 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from mergeforget.adapter import Adapter
-from mergeforget.candidate import DEFAULT, Candidate
+from mergeforget.candidate import DEFAULT, Candidate, Space
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.merge.kernels.thresholds import check_density
 from mergeforget.merge.methods import MERGE_METHODS, SUPPLIED
@@ -102,6 +102,10 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
         )
     if not all(math.isfinite(w) for w in candidate.weights):
         raise UsageError(f"Every weight must be a finite number, not {candidate.weights}.")
+    if candidate.space not in get_args(Space):
+        raise UsageError(f"space must be factors or delta, not {candidate.space!r}.")
+    if candidate.rank is not None and (type(candidate.rank) is not int or candidate.rank < 1):
+        raise UsageError(f"The rank must be a positive integer, not {candidate.rank!r}.")
     if candidate.rank is not None and candidate.space == "factors":
         raise UsageError(
             "In factor space the result has the rank of the adapters. A rank is chosen in delta "
@@ -137,9 +141,9 @@ def check_ranks(adapters: Sequence[Adapter], modules: Sequence[str], candidate: 
     if candidate.space != "factors":
         return
     for module in modules:
-        ranks = {a.name: a.deltas[module].rank for a in adapters if module in a.deltas}
-        if len(set(ranks.values())) > 1:
-            found = ", ".join(f"{rank} in {name!r}" for name, rank in ranks.items())
+        ranks = [(a.name, a.deltas[module].rank) for a in adapters if module in a.deltas]
+        if len({rank for _, rank in ranks}) > 1:  # a list, because adapters may share a name
+            found = ", ".join(f"{rank} in {name!r}" for name, rank in ranks)
             raise InputError(
                 f"In factor space, ranks must be equal, but {module} has rank {found}. Merge the "
                 "products instead with --space delta."
@@ -157,7 +161,9 @@ def _check_by_module(candidate: Candidate, entry: Entry[Any]) -> None:
         elif key == "density" and "density" not in entry.parameters:
             raise UsageError(f"{entry.name} keeps every entry; it takes no density.")
         elif key != "density":
-            entry.check_arguments({key: None})
+            entry.check_names([key])
+            for value in _values(setting):
+                entry.check_value(key, value)
         for value in _numbers(setting) if key == "density" else ():
             check_density(value)
         _check_finite(f"{key} by module", setting)
@@ -170,13 +176,18 @@ def _check_finite(name: str, setting: Any) -> None:
             raise UsageError(f"Every number of {name} must be finite, not {value}.")
 
 
+def _values(setting: Any) -> list[Any]:
+    """Return every value of a setting by module."""
+    if isinstance(setting, dict):
+        return _values(setting.get("value"))
+    if isinstance(setting, list):
+        return [value for one in setting for value in _values(one)]
+    return [setting]
+
+
 def _numbers(setting: Any) -> list[float]:
     """Return every number of a setting by module."""
-    if isinstance(setting, dict):
-        return _numbers(setting.get("value"))
-    if isinstance(setting, list):
-        return [number for one in setting for number in _numbers(one)]
-    return [setting] if isinstance(setting, int | float) else []
+    return [value for value in _values(setting) if isinstance(value, int | float)]
 
 
 LAYER = re.compile(r"(?:^|\.)(\d+)\.")

@@ -254,3 +254,22 @@ def test_merges_that_mergekit_cannot_express_are_refused() -> None:
             to_config(Candidate(name, weights=(1.0, 0.5)), ["a", "b"], base)
     with pytest.raises(UsageError, match="karcher merges the models themselves"):
         to_config(Candidate("karcher"), ["a", "b"], "base")
+
+
+@pytest.mark.parametrize("word", ["no", "No", "OFF", "false", "0"])
+def test_words_for_false_are_read_as_mergekit_reads_them(
+    word: str, models: list[Path], tmp_path: Path
+) -> None:
+    """YAML 1.1, which mergekit reads, has more booleans than our recipes."""
+    path = tmp_path / "config.yml"
+    for name, key in (("ties", "normalize"), ("dare_linear", "rescale"), ("linear", "normalize")):
+        found = []
+        for value in ("false", word):
+            text = yaml.safe_dump(configuration(name, models))
+            path.write_text(f"{text}parameters: {{{key}: {value}}}\n")
+            assert not yaml.safe_load(path.read_text())["parameters"][key]
+            found.append(read_config(path))
+        assert isinstance(found[0], Request) and found[0] == found[1]
+        path.write_text(path.read_text().replace(f": {word}}}", ": never}"))
+        with pytest.raises(InputError, match=f"{key} is 'never', but must be true or false"):
+            read_config(path)
