@@ -235,7 +235,8 @@ def merge_module(
     deltas = [precise(adapters[i].deltas[module], how.precision) for i in present]
     weights = np.array([first.weights[i] for i in present], np.float64)
     if first.space == "factors":
-        return _in_factors(module, deltas, weights, candidates, how)
+        embedding = any(module in adapters[i].embeddings for i in present)
+        return _in_factors(module, deltas, weights, candidates, how, embedding=embedding)
     if how.grams is not None and traits(first.method).coefficients:
         first = replace(first, arguments=first.arguments | {"shares": how.grams[module]})
     elif how.grams is not None and traits(first.method).maps is None:
@@ -316,18 +317,26 @@ def _in_factors(
     weights: Array,
     candidates: Sequence[Candidate],
     how: MergeSettings,
+    *,
+    embedding: bool = False,
 ) -> list[MergedModule]:
-    """Apply the method to the stacked A and to the stacked B, as PEFT's ``ties`` does."""
+    """Apply the method to the stacked A and to the stacked B, as PEFT's ``ties`` does.
+
+    Args:
+        embedding: The module is an embedding, so that ``b`` is the transpose of PEFT's A.
+    """
     scaled = weights * [delta.scaling for delta in deltas]
     roots = np.sqrt(np.abs(scaled))
-    signed = np.where(scaled >= 0, roots, -roots)  # sign on A only, because two signs would cancel
+    # sign on PEFT's A only, because two signs would cancel
+    signed = np.where(scaled >= 0, roots, -roots)
+    of_a, of_b = (roots, signed) if embedding else (signed, roots)
     stacks = np.stack([d.a for d in deltas]), np.stack([d.b for d in deltas])
     sources = [on_device(in_memory(stack), how.device) for stack in stacks]
-    a = merge_whole(sources[0], signed, candidates, f"{module}.lora_A")
-    b = merge_whole(sources[1], roots, candidates, f"{module}.lora_B")
+    a = merge_whole(sources[0], of_a, candidates, f"{module}.lora_A")
+    b = merge_whole(sources[1], of_b, candidates, f"{module}.lora_B")
     merged = [LowRankDelta(as_array(x), as_array(y), 1.0) for x, y in zip(a, b, strict=True)]
     if candidates[0].method == "linear":
-        energy, error = cross_terms(deltas, weights, signed, roots)
+        energy, error = cross_terms(deltas, weights, of_a, of_b)
         return [MergedModule(m, energy, error) for m in merged]
     if not how.compare:
         return [MergedModule(m, 0.0, None) for m in merged]

@@ -156,6 +156,36 @@ def test_adapter_folder_equals_add_weighted_adapter(
     assert_same_tensors(read_adapter(tmp_path / "ours"), theirs)
 
 
+@pytest.mark.parametrize("weights", [(1.0, -0.5), (-0.7, 0.4)])
+@pytest.mark.parametrize("name", ["linear", "ties", "magnitude_prune"])
+def test_a_negative_weight_of_an_embedding_has_the_sign_where_peft_puts_it(
+    base: Path, tmp_path: Path, name: str, weights: tuple[float, float]
+) -> None:
+    targets = ["q_proj", "embed_tokens"]
+    pair = [
+        make_adapter(base, tmp_path / side, seed, target_modules=targets)
+        for seed, side in enumerate(("over", "under"))
+    ]
+    given = {} if name == "linear" else {"density": 0.5}
+    theirs = peft_s_merge(
+        base, pair, tmp_path, combination_type=name, weights=list(weights), **given
+    )
+    adapters = [read_adapter(p) for p in pair]
+    merged = merge_adapters(adapters, Candidate(name, given.get("density"), weights))
+    assert merged.adapter.embeddings == theirs.embeddings != frozenset()
+    for module, delta in theirs.deltas.items():
+        found = merged.adapter.deltas[module]
+        np.testing.assert_allclose(found.dense(), delta.dense(), rtol=1e-5, atol=1e-6)
+    if name == "linear":
+        exact = {
+            m: sum(w * a.deltas[m].dense() for w, a in zip(weights, adapters, strict=True))
+            for m in theirs.deltas
+        }
+        error = sum(np.sum((merged.adapter.deltas[m].dense() - x) ** 2) for m, x in exact.items())
+        share = error / sum(np.sum(x**2) for x in exact.values())
+        assert merged.report["space_error"] == pytest.approx(np.sqrt(share), rel=1e-4)
+
+
 @pytest.mark.parametrize("svd", ["fast", "exact"])
 @pytest.mark.parametrize("rank", [None, 3])
 @pytest.mark.parametrize("name", ["svd", "ties_svd", "magnitude_prune_svd"])
