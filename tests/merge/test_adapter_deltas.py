@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,3 +244,33 @@ def test_a_bias_of_lora_b_needs_a_bias_in_the_base(
     with pytest.raises(InputError, match=r"has no .*up_proj.bias, to which .* lora_bias"):
         fold_adapters(tiny_folder, [adapter], Candidate("linear", weights=(1.0,), space="delta"),
                       tmp_path / "full")  # fmt: skip
+
+
+def test_fan_in_fan_out_is_ignored_for_linear_layers(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT resets the flag; a square weight shows its orientation by nothing else."""
+    adapter = make("square", 1, target_modules=["q_proj", "o_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is False
+    config["fan_in_fan_out"] = True
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(base, [read_adapter(adapter)], itself, tmp_path / "full")
+    wanted = unloaded(base, adapter)
+    for name, tensor in weights(tmp_path / "full").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
+    unknown = shutil.copytree(base, tmp_path / "unknown")
+    (unknown / "config.json").write_text('{"model_type": "mine"}')
+    with pytest.raises(InputError, match=r"layout of .*o_proj is unknown"):
+        fold_adapters(unknown, [read_adapter(adapter)], itself, tmp_path / "other")
+
+
+def test_dora_on_an_embedding_is_refused_by_name(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    targets = ["q_proj", "embed_tokens"]
+    adapter = read_adapter(make("dora", 1, target_modules=targets, use_dora=True))
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    with pytest.raises(InputError, match=r"DoRA on the embedding .*embed_tokens.*extract-lora"):
+        fold_adapters(base, [adapter], itself, tmp_path / "full")

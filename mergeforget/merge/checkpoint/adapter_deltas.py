@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -137,7 +138,9 @@ def rows_of(change: Change, part: slice, origin: Array) -> Array:
     return change.rows(part, origin)
 
 
-def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
+def changes_of(
+    adapter: Adapter, config: dict[str, Any], folder: Path | None = None
+) -> dict[str, Change]:
     """Return the delta of each tensor of the base.
 
     Two changes of one tensor by one adapter, such as ``lora_bias`` and a trained bias, are added
@@ -145,24 +148,22 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
 
     Args:
         config: Content of the base's ``config.json``.
+        folder: Folder of the base, to look up the type of its modules.
 
     Raises:
         InputError: A tensor of the adapter cannot be merged into the base.
     """
     changes: dict[str, Change] = {}
+    turned = turned_modules(adapter, config, folder)
     for module, delta in adapter.deltas.items():
-        plain = module not in adapter.embeddings and expert_of(module) is None
-        plain = plain and not adapter.adapts_parameter(module)
-        turned = plain and is_turned(adapter, module, config)
-        changes[f"{module}.weight"] = in_base_layout(delta, turned)
+        changes[f"{module}.weight"] = in_base_layout(delta, module in turned)
     # magnitudes first, because they decide whether factors belong to DoRA
     for key in sorted(adapter.extras, key=lambda key: not key.endswith(MAGNITUDE)):
         value = adapter.extras[key]
         name = base_name(key)
         if name.endswith(MAGNITUDE):
             module = name.removesuffix(MAGNITUDE)
-            turned = is_turned(adapter, module, config)
-            changes[f"{module}.weight"] = _decomposed(adapter, module, value, turned)
+            changes[f"{module}.weight"] = _decomposed(adapter, module, value, module in turned)
         elif name.endswith(LORA_BIAS):
             module = name.removesuffix(LORA_BIAS)
             added = AddedBias(_delta_of(adapter, module, key).scaling * value)
@@ -221,15 +222,44 @@ def check_products(name: str, step: TensorChange) -> None:
         )
 
 
-def is_turned(adapter: Adapter, module: str, config: dict[str, Any]) -> bool:
-    """Return whether the base stores the module's weight as (in, out), as GPT-2's Conv1D does.
+def turned_modules(adapter: Adapter, config: dict[str, Any], folder: Path | None) -> set[str]:
+    """Return the modules that the base stores as (in, out), as GPT-2's Conv1D does.
 
-    Known architectures decide it. PEFT's ``fan_in_fan_out`` is the value of the last module that
-    PEFT visited: false for all modules if lm_head is one of them.
+    Known architectures decide it, or the type of the module in the base. PEFT's ``fan_in_fan_out``
+    does not: it is the value of the last module that PEFT visited, which is false for all modules
+    if lm_head is one of them, and PEFT ignores it for linear layers.
+
+    Raises:
+        InputError: ``fan_in_fan_out`` is set, transformers cannot build the base, and a module is
+            square, so that its shape does not decide either.
     """
+    modules = {
+        module
+        for module in adapter.deltas
+        if module not in adapter.embeddings
+        and expert_of(module) is None
+        and not adapter.adapts_parameter(module)
+    }
     if config.get("model_type") in HAVE_CONV1D:
-        return module.rpartition(".")[2] in CONV1D
-    return bool(adapter.config.get("fan_in_fan_out"))
+        return {module for module in modules if module.rpartition(".")[2] in CONV1D}
+    if not adapter.config.get("fan_in_fan_out"):
+        return set()
+    from transformers.pytorch_utils import Conv1D
+
+    from mergeforget.merge.checkpoint.saved_names import skeleton_of
+
+    skeleton = skeleton_of(folder) if folder else None
+    if skeleton is None:
+        square = sorted(m for m in modules if len(set(adapter.deltas[m].shape)) == 1)
+        if square:
+            raise InputError(
+                f"{adapter.name!r} has fan_in_fan_out, and transformers cannot build the base, so "
+                f"that the layout of {square[0]} is unknown. Set fan_in_fan_out to false in "
+                "adapter_config.json if the base has linear layers."
+            )
+        return modules
+    layers = dict(skeleton.named_modules(remove_duplicate=False))
+    return {module for module in modules if isinstance(layers.get(module), Conv1D)}
 
 
 def in_base_layout(delta: LowRankDelta, turned: bool) -> LowRankDelta:
@@ -266,6 +296,11 @@ def _decomposed(adapter: Adapter, module: str, magnitude: Array, turned: bool) -
         raise InputError(
             f"{adapter.name!r} has DoRA on a Conv1D (fan_in_fan_out), which is not supported. "
             "Convert it with `mergeforget extract-lora` first."
+        )
+    if module in adapter.embeddings:  # its norm is per column, over every token
+        raise InputError(
+            f"{adapter.name!r} has DoRA on the embedding {module}, which is not supported. Convert "
+            "it with `mergeforget extract-lora` first."
         )
     return DoraChange(_delta_of(adapter, module, MAGNITUDE), magnitude.reshape(-1))
 

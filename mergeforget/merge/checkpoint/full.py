@@ -108,9 +108,9 @@ def fold_adapters(
         adapters = [without_copies(adapter, model) for adapter in adapters]
         if how.grams is not None:
             adapters, plain = as_sum(adapters, candidate, how.grams)
-            steps = _steps(adapters, plain, replace(how, grams=None), model.config)
+            steps = _steps(adapters, plain, replace(how, grams=None), model)
         else:
-            steps = _steps(adapters, candidate, how, model.config)
+            steps = _steps(adapters, candidate, how, model)
         wrapped = sorted({p for a in adapters for p in a.config.get("target_parameters") or []})
         merge = partial(merged_matrix, precision=how.precision)
         steps = stored_steps(steps, model, wrapped, merge)
@@ -131,10 +131,11 @@ def fold_adapters(
 
 
 def _steps(
-    adapters: Sequence[Adapter], candidate: Candidate, how: MergeSettings, config: dict[str, Any]
+    adapters: Sequence[Adapter], candidate: Candidate, how: MergeSettings, model: Checkpoint
 ) -> dict[str, TensorChange]:
-    """Return how each tensor of the base is changed, given the config of the base."""
-    changes_by_adapter = [changes_of(adapter, config) for adapter in adapters]
+    """Return how each tensor of the base, ``model``, is changed."""
+    layout = model.config, model.folder
+    changes_by_adapter = [changes_of(adapter, *layout) for adapter in adapters]
     names = shared(
         [(a.name, g) for a, g in zip(adapters, changes_by_adapter, strict=True)], how.modules
     )
@@ -153,7 +154,7 @@ def _steps(
             [products_only(adapter) for adapter in adapters], candidate, how
         ).adapter
         once = Candidate("linear", weights=(1.0,), space="delta")
-        for name, change in changes_of(merged, config).items():
+        for name, change in changes_of(merged, *layout).items():
             check_products(name, steps[name])
             steps[name] = TensorChange(modules[name], [change], once)
     return steps
