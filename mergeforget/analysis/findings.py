@@ -194,8 +194,8 @@ def weights(run: Run) -> Found:
         )
     if agreements:
         sentences.append(
-            f"Without trimming, {agreements[-1].conflict:.1%} of the entries of the factors have "
-            "opposite signs in over and under; 50 % are expected by chance."
+            f"Without trimming, {agreements[-1].conflict:.1%} of the entries that both factors "
+            "change have opposite signs in over and under; 50 % are expected by chance."
         )
     else:
         sentences.append("The ranks of over and under differ, so factors cannot be compared.")

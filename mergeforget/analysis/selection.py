@@ -21,7 +21,7 @@ from mergeforget.analysis.evidence import (
     read_losses,
 )
 from mergeforget.candidate import Candidate
-from mergeforget.merge.prediction import GRID, Floats, predict_gaps
+from mergeforget.merge.prediction import GRID, Floats, predict_gaps, with_one_density
 from mergeforget.merge.request import takes_density
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, PAIR, Run
@@ -41,7 +41,7 @@ class Prediction:
         degrees: Angle between over and under.
         norms: Norms of over and under.
         found: (density, measured gap) of the evaluated candidates.
-        chosen: Density that the search chose; None before a search.
+        chosen: Density that the search chose; None before a search, and if it differs by layer.
         began: First density of the search, predicted from the selection split.
     """
 
@@ -91,13 +91,15 @@ def run_prediction(run: Run) -> Prediction:
         )
     chosen = read_chosen(run)
     candidate = chosen.candidate if chosen else first_candidate(load_recipe(run.recipe))
+    by_layer = "density" in candidate.by_module
+    candidate = with_one_density(candidate)
     if candidate.density is None:
         raise MissingError(f"{candidate.method} has no density that could be predicted.")
     found = predict(pair[0], pair[1], measured, candidate)
     return replace(
         found,
         found=measured_gaps(run, candidate),
-        chosen=chosen.candidate.density if chosen else None,
+        chosen=chosen.candidate.density if chosen and not by_layer else None,
         began=chosen.predicted if chosen else None,
     )
 
@@ -113,6 +115,7 @@ def predict(
 
     The arguments are those of ``merge.prediction.predict_gaps``.
     """
+    candidate = with_one_density(candidate)
     gap_curve = predict_gaps(over, under, gaps, candidate, grid)
     modules = sorted(over.deltas.keys() | under.deltas.keys())
     oo, ou, uu = delta_grams(over, under, modules).sum(axis=0)

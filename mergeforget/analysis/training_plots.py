@@ -275,7 +275,7 @@ def _agreement(agreements: Sequence[Agreement]) -> SavedFigure:
     x = [a.density for a in agreements]
     ax.plot(x, [a.overlap for a in agreements], label="overlap of kept entries", **series(0))
     chance: dict[str, Any] = {"color": QUIET, "linestyle": (0, (1, 1.5)), "linewidth": 1.2}
-    ax.plot(x, [a.chance for a in agreements], label="overlap by chance", **chance)
+    ax.plot(x, [a.overlap_by_chance for a in agreements], label="overlap by chance", **chance)
     ax.plot(x, [a.conflict for a in agreements], label="opposite signs", **series(1))
     ax.axhline(0.5, color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))
     ax.set_xlabel("density (fraction of entries kept)")

@@ -49,23 +49,23 @@ class ModuleFacts:
 class Agreement:
     """Overlap and sign conflict of the trimmed factors of over and under, over all modules.
 
+    An entry of 0, such as that of a token that never occurs, is not kept.
+
     Attributes:
-        overlap: Jaccard index of the kept entries; ``density / (2 - density)`` by chance.
+        overlap: Jaccard index of the kept entries.
         conflict: Share of opposite signs among entries that both keep; one half by chance.
+        overlap_by_chance: Overlap of as many entries at random positions of each factor:
+            ``density / (2 - density)`` if no entry is 0.
     """
 
     density: float
     overlap: float
     conflict: float
-
-    @property
-    def chance(self) -> float:
-        """Share of equal signs that chance gives."""
-        return self.density / (2 - self.density)
+    overlap_by_chance: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"overlap_by_chance": self.chance}
+        return asdict(self)
 
 
 def run_weights(run: Run) -> tuple[list[ModuleFacts], list[Agreement]]:
@@ -120,7 +120,8 @@ def agreement(
 
     Factors of different ranks have no entries in common; where all are so, there is no agreement.
     """
-    counts = np.zeros((len(densities), 3), np.int64)  # kept by both, by either, in conflict
+    # kept by both, by either, in conflict, and by both by chance
+    counts = np.zeros((len(densities), 4))
     for module in sorted(over.deltas.keys() & under.deltas.keys()):
         one, two = over.deltas[module], under.deltas[module]
         if one.rank == two.rank:
@@ -128,22 +129,29 @@ def agreement(
     if not counts.any():
         return []
     return [
-        Agreement(density, both / max(1, either), conflict / max(1, both))
-        for density, (both, either, conflict) in zip(densities, counts.tolist(), strict=True)
-    ]
+        Agreement(
+            density, both / max(1, either), conflict / max(1, both),
+            chance / max(1, both + either - chance),
+        )
+        for density, (both, either, conflict, chance) in zip(
+            densities, counts.tolist(), strict=True
+        )
+    ]  # fmt: skip
 
 
-def _counts(one: Array, two: Array, densities: Sequence[float]) -> NDArray[np.int64]:
-    """(densities, 3) of one factor; equal magnitudes are kept lowest index first, as in a trim."""
+def _counts(one: Array, two: Array, densities: Sequence[float]) -> NDArray[np.float64]:
+    """(densities, 4) of one factor; equal magnitudes are kept lowest index first, as in a trim."""
     x, y = one.ravel(), two.ravel()
     place_x, place_y = _places(x), _places(y)
     opposite = (x > 0) != (y > 0)
     rows = []
     for density in densities:
         k = kept_count(density, x.size)
-        both = (place_x < k) & (place_y < k)
-        rows.append((both.sum(), 2 * k - both.sum(), (both & opposite).sum()))
-    return np.array(rows, np.int64)
+        kept_x, kept_y = (place_x < k) & (x != 0), (place_y < k) & (y != 0)
+        count_x, count_y, both = int(kept_x.sum()), int(kept_y.sum()), kept_x & kept_y
+        n, chance = int(both.sum()), count_x * count_y / x.size
+        rows.append((n, count_x + count_y - n, (both & opposite).sum(), chance))
+    return np.array(rows, np.float64)
 
 
 def _places(x: Array) -> NDArray[np.int64]:

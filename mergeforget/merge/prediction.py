@@ -18,7 +18,7 @@ The prediction is approximate: the gap is not linear where a loss saturates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,16 +65,23 @@ def predict_gaps(
 
     Args:
         gaps: Measured gaps of ``base``, ``over`` and ``under``, in nats per token.
-        candidate: Method, space and weights; its density is ignored.
+        candidate: Method, space and weights; its densities are ignored, also those by module.
         grid: Densities in ascending order; each is merged once.
     """
     pair = [over, under]
+    candidate = with_one_density(candidate)
     gram = np.array([[inner(one, other) for other in pair] for one in pair])
     rise = np.array([gaps["over"] - gaps["base"], gaps["under"] - gaps["base"]])
     slopes = np.linalg.lstsq(gram, rise, rcond=1e-10)[0]  # least norm if the two are parallel
     predicted = gaps["base"] + overlaps(pair, candidate, list(grid)) @ slopes
     density, crosses = zero_of(np.array(grid), predicted)
     return PredictedGaps(density, crosses, np.array(grid), predicted)
+
+
+def with_one_density(candidate: Candidate) -> Candidate:
+    """Return the candidate without densities by module, which would override its density."""
+    by_module = {key: one for key, one in candidate.by_module.items() if key != "density"}
+    return replace(candidate, by_module=by_module)
 
 
 def inner(one: Adapter, other: Adapter) -> float:

@@ -16,6 +16,7 @@ from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.prediction import zero_of
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
+from mergeforget.search.grid import layer_groups, with_densities
 
 OVER, UNDER = adapter("over", 1), adapter("under", 2)
 
@@ -89,3 +90,15 @@ def test_a_method_without_density_is_not_predicted() -> None:
     for methods, density in ((["linear"], None), (["linear", "ties"], 0.5)):
         changed = change(recipe, search={"methods": methods, "densities": [0.5]})
         assert first_candidate(changed).density == density
+
+
+def test_densities_by_layer_do_not_replace_those_of_the_grid() -> None:
+    """A candidate of ``search --groups`` has densities by layer."""
+    gaps = {"base": -1.0, "over": 0.8, "under": -0.3}
+    plain = predict(OVER, UNDER, gaps, Candidate("ties", 0.5))
+    groups = layer_groups(OVER.deltas, 2)
+    by_layer = predict(
+        OVER, UNDER, gaps, with_densities(Candidate("ties", 0.5), groups, [0.3, 0.7])
+    )
+    np.testing.assert_array_equal(by_layer.gaps, plain.gaps)
+    assert len(set(by_layer.gaps.tolist())) > 2 and by_layer.sentence == plain.sentence

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from finished_run import adapter
 
-from mergeforget.adapter import write_adapter
+from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.analysis.evidence import MissingError
 from mergeforget.analysis.findings import weights
 from mergeforget.analysis.weights import (
@@ -74,3 +74,26 @@ def test_factors_of_different_ranks_are_not_compared(tmp_path: Path) -> None:
 def test_error_without_a_pair_names_the_training_command(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="train-pair"):
         run_weights(Run(tmp_path))
+
+
+def test_entries_of_zero_are_neither_kept_nor_in_agreement() -> None:
+    """Two embeddings of 100 rows, of which each adapter trains others, and an untouched expert."""
+    draw = np.random.default_rng(0)
+
+    def trained(first: int, last: int) -> Adapter:
+        rows = np.zeros((100, 4), np.float32)
+        rows[first:last] = draw.standard_normal((last - first, 4))
+        none = LowRankDelta(np.zeros((4, 8), np.float32), np.zeros((8, 4), np.float32), 1.0)
+        some = LowRankDelta(np.zeros((4, 8), np.float32), rows, 1.0)
+        return Adapter("x", {"embed_tokens": some, "experts[1]": none}, {"peft_type": "LORA"})
+
+    apart = agreement(trained(0, 10), trained(50, 60), [0.05, 0.5, 1.0])
+    assert [(a.overlap, a.conflict) for a in apart] == [(0.0, 0.0)] * 3
+    one, other = trained(0, 10), trained(5, 15)
+    (whole,) = agreement(one, other, [1.0])
+    x, y = one.deltas["embed_tokens"].b, other.deltas["embed_tokens"].b
+    assert whole.overlap == pytest.approx(20 / 60)
+    assert whole.conflict == pytest.approx((x * y < 0).sum() / 20)
+    assert whole.overlap_by_chance == pytest.approx(4 / (40 + 40 - 4))  # 40 * 40 / 400 in both
+    (dense,) = agreement(adapter("over", 1), adapter("under", 2), [0.5])
+    assert dense.overlap_by_chance == pytest.approx(0.5 / 1.5)
