@@ -14,13 +14,13 @@ import numpy as np
 from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
 
 Svd = Literal["fast", "exact"]
-MAX_STEPS = 8  # maximum number of subspace iterations
-NEAR = 1.5e-4  # stop if further steps would reduce the squared residual by less than this share
+MAX_STEPS = 16  # maximum number of subspace iterations
+NEAR = 5e-5  # stop if further steps would reduce the squared residual by less than this share
 TINY = 1e-6  # stop if the last step reduced the squared residual by less than this share
 SLANTED = 1e-4  # smallest ratio of lengths for which a Cholesky factor keeps rows orthonormal
 UPRIGHT = 0.1  # the same for unit vectors whose products are taken in float32
 ROUNDING = 1e-6  # share of the energy below the resolution of float32
-SPARE = 16  # additional random directions if the start has too few
+SPARE = 16  # directions of the basis beyond the rank; without them the last singular values err
 NOISE_SEED = 0x5EED  # seed of the random directions, for a deterministic result
 NEGLIGIBLE = 1e-14  # relative to the largest eigenvalue of a Gram matrix in float64
 
@@ -89,7 +89,7 @@ def cut_dense(
         rank: Rank of the result, at most min(out, in).
         start: (k, in), rows close to the row space of ``delta``: the factors that were merged.
         svd: ``exact`` is the best approximation; ``fast`` runs subspace iteration from ``start``
-            until further steps would reduce the residual by less than 1e-4 of it,
+            until further steps would reduce the squared residual by less than 5e-5 of it,
             estimated from the last reduction and its rate.
 
     ``TruncatedDelta.energy`` minus ``TruncatedDelta.kept`` is the squared residual in both modes.
@@ -142,12 +142,12 @@ def _caught(image: Tensor, rank: int) -> tuple[float, Tensor, float]:
 
 
 def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
-    """Return (k, in) orthonormal rows: the given ones, and random ones if they are too few."""
+    """Return (k, in) orthonormal rows: the given ones, and random ones up to rank + SPARE."""
     rows = None if start is None else _orthonormal(start)
-    present = 0 if rows is None else len(rows)
-    if rows is not None and present >= rank:
+    present, wanted = 0 if rows is None else len(rows), min(rank + SPARE, *delta.shape)
+    if rows is not None and present >= wanted:
         return rows
-    missing = min(rank + SPARE, *delta.shape) - present
+    missing = wanted - present
     noise = np.random.default_rng(NOISE_SEED).standard_normal((missing, delta.shape[1]))
     more = like(noise.astype(np.float32), delta)
     return _orthonormal(more if rows is None else library(delta).concatenate([rows, more]))
