@@ -93,8 +93,9 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
         yield f"target_parameters is {str(targets)[:40]}, but must be a list of names"
     for name in ("alpha_pattern", "rank_pattern"):
         pattern = config.get(name) or {}
-        if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
-            yield f"{name} is {pattern!r}, but must map patterns to numbers"
+        if not isinstance(pattern, dict) or not all(_is_of(v, name) for v in pattern.values()):
+            kind = "positive integers" if name == "rank_pattern" else "numbers"
+            yield f"{name} is {pattern!r}, but must map patterns to {kind}"
             continue
         for key in pattern:
             try:
@@ -105,6 +106,13 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _is_of(value: Any, pattern: str) -> bool:
+    """Return whether a pattern of a config may have a value: a rank, or a number."""
+    if pattern == "rank_pattern":
+        return type(value) is int and value >= 1
+    return value is not None and _is_number(value)
 
 
 def _pattern(pattern: Any, module: str, default: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """Read every tensor of a file.
+    """Read every tensor of a regular file, or of a link to one; a pipe or device could be endless.
 
     Returns:
         Arrays by name (F16 and BF16 as float32), and the stored dtype of each.
@@ -70,8 +71,11 @@ def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     The safetensors library copies each tensor. A file with a regular header is split
     into views instead; the library reads or rejects all others.
     """
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise _MalformedError("it is a folder, a pipe or a device")
     with open(path, "rb") as file:
-        size = path.stat().st_size
+        size = facts.st_size
         length = int.from_bytes(file.read(8), "little")
         if 0 < length <= min(size - 8, MAX_HEADER):
             header = _plain_header(file.read(length), size - 8 - length)
@@ -108,6 +112,7 @@ def _plain_header(raw: bytes, size: int) -> dict[str, tuple[str, list[int], int,
                 return None
             if stop - start != math.prod(shape) * itemsize:
                 return None
+            name.encode()  # a lone surrogate is a ValueError
             found[name], end = (kind, shape, start, stop), stop
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -134,12 +139,18 @@ def to_array(
     where: str,
 ) -> Array:
     """Convert the raw bytes of a tensor to an array; half-precision types become float32."""
+    if dtype not in NAMES:
+        raise InputError(f"{where} has the unsupported dtype {dtype}. Known: {[*NAMES]}.")
+    array: Array
     if dtype == "BF16":
         wide = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
-        return wide.view(np.float32).reshape(shape)
-    if dtype not in NUMPY:
-        raise InputError(f"{where} has the unsupported dtype {dtype}. Known: {[*NAMES]}.")
-    array: Array = np.frombuffer(data, NUMPY[dtype]).reshape(shape)
+        array = wide.view(np.float32)
+    else:
+        array = np.frombuffer(data, NUMPY[dtype])
+    try:
+        array = array.reshape(shape)
+    except (ValueError, OverflowError) as error:  # too many dimensions, or [0, 2**62]
+        raise InputError(f"{where} has a shape that numpy cannot represent: {error}.") from error
     return array.astype(np.float32) if dtype == "F16" else array
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from mergeforget.api.options import (
     ByModule,
@@ -15,6 +15,7 @@ from mergeforget.api.options import (
     ModelMergeOptions,
     OutputOptions,
     accepts,
+    check_choice,
     names_of,
 )
 
@@ -223,6 +224,7 @@ def mergekit_config(
     from mergeforget.api.merge_request import candidate_of_models
     from mergeforget.merge.mergekit_config import to_config
 
+    check_choice("dtype", dtype, get_args(Dtype))
     options: ModelMergeOptions = {
         "method": method, "density": density, "weights": weights, "density_by": density_by,
         "weights_by": weights_by, "arguments": arguments, "seed": None,
@@ -309,12 +311,17 @@ def extract_lora(
         out: Folder to write the adapter to.
 
     Raises:
+        UsageError: The rank is not positive, or ``svd`` is unknown.
         InputError: The models have different tensors, or no difference that LoRA can represent.
     """
+    from mergeforget.errors import UsageError
     from mergeforget.merge.extract import extract_lora as extract
     from mergeforget.merge.inputs import check_free
     from mergeforget.model_files import locate
 
+    check_choice("svd", svd, ("fast", "exact"))
+    if rank < 1:
+        raise UsageError(f"The rank must be a positive integer, not {rank!r}.")
     if out is not None:
         check_free(Path(out), [Path(model), Path(base)])
     base_folder = locate(str(base))

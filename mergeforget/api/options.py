@@ -10,7 +10,8 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, cast
+from types import NoneType
+from typing import Any, Literal, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
 
 F = TypeVar("F", bound=Callable[..., Any])
 SHARD_SIZE = 5 * 10**9  # maximum size of a weights file in bytes
@@ -146,10 +147,13 @@ def names_of(table: type) -> list[str]:
 def accepts(table: type) -> Callable[[F], F]:
     """Pass every option of a table, including defaults, to a function with ``**options``.
 
-    A name that is not in the table raises TypeError.
+    A name that is not in the table raises TypeError; a value that an option does not have,
+    UsageError.
     """
     names = names_of(table)
     defaults = {name: DEFAULTS.get(name) for name in names}
+    hints = get_type_hints(table)
+    choices = {name: _choices(hints[name]) for name in names if _choices(hints[name])}
 
     def decorate(function: F) -> F:
         plain = inspect.signature(function)
@@ -172,6 +176,8 @@ def accepts(table: type) -> Callable[[F], F]:
                     f"{function.__name__}() got an unexpected keyword argument {name!r}."
                     f"{suggest(name, sorted(known))}"
                 )
+            for name, allowed in choices.items():
+                check_choice(name, given.get(name, defaults[name]), allowed)
             return function(*args, **{**defaults, **given})
 
         signature = plain.replace(parameters=[*own_parameters, *listed])
@@ -179,6 +185,24 @@ def accepts(table: type) -> Callable[[F], F]:
         return cast("F", call)
 
     return decorate
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raise UsageError if the value of an option is none of those allowed."""
+    from mergeforget.errors import UsageError, suggest
+
+    if not any(value is one or (isinstance(value, str) and value == one) for one in allowed):
+        words = [one for one in allowed if one is not None]
+        hint = suggest(value, words) if isinstance(value, str) else ""
+        raise UsageError(f"{name} must be {' or '.join(words)}, not {value!r}.{hint}")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Return the values of a ``Literal``, and None if it is optional; empty for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    parts = [_choices(part) for part in get_args(hint) if part is not NoneType]
+    return (*parts[0], None) if len(parts) == 1 and len(get_args(hint)) == 2 and parts[0] else ()
 
 
 def _text(annotation: Any) -> str:

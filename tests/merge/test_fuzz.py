@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +210,49 @@ def test_tensors_of_a_file_equal_those_of_the_library(odd: str, tmp_path: Path) 
         kind = {"F64": "f8", "F16": "f2", "U8": "u1", "F32": "f4"}[one["dtype"]]
         wanted = np.frombuffer(one["data"], kind).reshape(one["shape"])
         np.testing.assert_array_equal(found[name], wanted)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62], [1] * 65, [0] * 65])
+def test_shapes_that_numpy_cannot_represent_are_input_errors(
+    adapter: Path, shape: list[int]
+) -> None:
+    size = 4 * (0 not in shape)
+    name = "base_model.model.x.lora_A.weight"
+    text = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    (adapter / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * size)
+    with pytest.raises(InputError, match="shape that numpy cannot represent"):
+        read_adapter(adapter)
+
+
+@pytest.mark.parametrize("name", ["alpha_pattern", "rank_pattern"])
+def test_null_in_a_pattern_is_an_input_error(write_lora: Callable[..., Path], name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} is .'q': None., but must map patterns to"):
+        read_adapter(write_lora("null", **{name: {"q": None}}))
+
+
+def test_a_lone_surrogate_in_a_tensor_name_is_an_input_error(adapter: Path) -> None:
+    data = (adapter / WEIGHTS).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].decode().replace("up_proj", "\\ud800q")
+    whole = len(text).to_bytes(8, "little") + text.encode() + data[8 + length :]
+    (adapter / WEIGHTS).write_bytes(whole)
+    with pytest.raises(InputError, match="not a safetensors file"):
+        read_adapter(adapter)
+
+
+def test_a_model_without_tensors_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(InputError, match="contains no tensors"), open_checkpoint(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_weights_that_are_no_regular_file_are_not_read(adapter: Path, kind: str) -> None:
+    (adapter / WEIGHTS).unlink()
+    if kind == "pipe":
+        os.mkfifo(adapter / WEIGHTS)
+    else:
+        (adapter / WEIGHTS).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="a folder, a pipe or a device"):
+        read_adapter(adapter)

@@ -134,7 +134,7 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
     """Open a checkpoint; its files stay open inside the block.
 
     Raises:
-        InputError: The folder is not a model, or one of its files is malformed.
+        InputError: The folder is not a model, has no tensors, or a file is malformed.
     """
     paths = weight_files(folder)
     tensors: dict[str, TensorInfo] = {}
@@ -143,6 +143,8 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
             if name in tensors:
                 raise InputError(f"{name} is stored in {tensors[name].path} and in {path}.")
             tensors[name] = info
+    if not tensors:
+        raise InputError(f"{folder} contains no tensors. Save the model again, or copy it again.")
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if not isinstance(config, dict):
         raise InputError(f"{folder / 'config.json'} is not a JSON object.")
