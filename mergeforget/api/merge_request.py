@@ -42,7 +42,7 @@ class MergeRequest:
     @property
     def base(self) -> str:
         """The model that the adapters were trained on."""
-        return self.run.base() if self.run else self.adapters[0].base
+        return _base_of(self.adapters, self.run)
 
     def check_out(self, out: Path, bases: Sequence[str] = ()) -> None:
         """Raise InputError if ``out`` is an input, or contains files that no merge wrote."""
@@ -306,7 +306,7 @@ def _purpose(
         files = [run.data / "forget.jsonl", run.data / "retain.jsonl"]
     if len(files) != 2:
         raise UsageError("purpose needs two files: --data FORGET --data RETAIN.")
-    loaded = load_model(str(base or (run.base() if run else adapters[0].base)))
+    loaded = load_model(str(base or _base_of(adapters, run)))
     forget, retain = (read_rows(file) for file in files)
     template = template_of(loaded.tokenizer, _data_spec(run))
     chosen = choose_weights(
@@ -319,6 +319,11 @@ def _purpose(
         "per token"
     )
     return chosen.candidate()
+
+
+def _base_of(adapters: Sequence[Adapter], run: Run | None) -> str:
+    """Return the base of a run, or that of the first adapter that records one."""
+    return run.base() if run else next((one.base for one in adapters if one.base), "")
 
 
 def _joined(value: Any) -> str:
@@ -342,7 +347,7 @@ def _grams(
         return None
     from mergeforget.merge.activation_grams import grams_of
 
-    name = str(base or (run.base() if run else adapters[0].base))
+    name = str(base or _base_of(adapters, run))
     return grams_of(name, adapters, files, candidate, _data_spec(run))
 
 

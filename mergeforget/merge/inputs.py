@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from mergeforget.adapter import PREFIX, Adapter
 from mergeforget.console import say
 from mergeforget.errors import InputError, NumericError, UsageError
 from mergeforget.expert_factors import expert_of
-from mergeforget.model_files import stored_template
+from mergeforget.model_files import HUB_ID, stored_template
 from mergeforget.tensors import all_finite
 
 Modules = Literal["same", "common", "all"]
@@ -91,35 +92,38 @@ def check_layers_only(adapters: Sequence[Adapter], method: str) -> None:
 
 
 def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> None:
-    """Raise InputError if adapters belong to different bases.
+    """Raise InputError if any two adapters belong to different bases.
 
     Two names are the same base if they differ only in case, if one is a quantised copy
-    (``-bnb-4bit``), or if both are folders with the same weights; see ``same_content``.
+    (``-bnb-4bit``), also of another organisation, or if both are folders with the same weights; see
+    ``same_content``.
 
     Args:
         trusted: Compare only shapes.
     """
-    first = adapters[0]
-    for other in adapters[1:]:
-        if not trusted and first.base and other.base and not _one_base(first.base, other.base):
+    by_base = {adapter.base: adapter for adapter in reversed(adapters) if adapter.base}
+    for first, other in combinations(reversed(by_base.values()), 2):
+        if not trusted and not _one_base(first.base, other.base):
             raise InputError(
                 f"{first.name!r} was trained on {first.base} and {other.name!r} on {other.base}. "
                 "A merge of adapters of different models is meaningless; train both on one base "
                 "with "
                 "`mergeforget train-pair`. If both names refer to the same model, add --same-base."
             )
-        for module in first.deltas.keys() & other.deltas.keys():
-            shape, other_shape = first.deltas[module].shape, other.deltas[module].shape
-            if shape != other_shape:
+    owners: dict[str, Adapter] = {}  # the first adapter of each module
+    for other in adapters:
+        for module, delta in other.deltas.items():
+            first = owners.setdefault(module, other)
+            shape = first.deltas[module].shape
+            if shape != delta.shape:
                 raise InputError(
-                    f"{module} is {shape} in {first.name!r} and {other_shape} in {other.name!r}: "
+                    f"{module} is {shape} in {first.name!r} and {delta.shape} in {other.name!r}: "
                     "they were trained on different base models."
                 )
 
 
 def _one_base(one: str, other: str) -> bool:
-    if one == other:
-        return True
+    """Return whether two different names belong to one base."""
     folders = [Path(name) for name in (one, other)]
     if all(folder.is_dir() for folder in folders):
         from mergeforget.merge.checkpoint.compatible import same_content
@@ -129,8 +133,23 @@ def _one_base(one: str, other: str) -> bool:
             return True
         with open_checkpoint(folders[0]) as first, open_checkpoint(folders[1]) as second:
             return same_content(first, second)
-    names = [QUANTISED.sub("", folder.name.lower()) for folder in folders]
-    return names[0] == names[1]
+    names = [_hub_name(folder) for folder in folders]
+    plain = [QUANTISED.sub("", name) for name in names]
+    if names == plain or not any(map(HUB_ID.fullmatch, names)):
+        return plain[0] == plain[1]
+    # one is a quantised copy, which is often published by another organisation
+    return plain[0].rpartition("/")[2] == plain[1].rpartition("/")[2]
+
+
+def _hub_name(folder: Path) -> str:
+    """Return the name of a base in lower case; a folder of the hub's cache is named as on the hub.
+
+    >>> _hub_name(Path("/cache/models--Meta--Llama/snapshots/1f3a"))
+    'meta/llama'
+    """
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1).lower()
+    return folder.as_posix().lower()
 
 
 QUANTISED = re.compile(r"([-_.](unsloth|bnb|dynamic|[48]bit|int[48]|awq|gptq|nf4|fp8|quantized))+$")
@@ -238,6 +257,7 @@ def shared(owners: Sequence[tuple[str, Mapping[str, Any]]], modules: Modules) ->
 def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[str, Any]:
     """Return the config of the result: that of the first adapter, with the merged modules."""
     config = dict(adapters[0].config)
+    config["base_model_name_or_path"] = next((a.base for a in adapters if a.base), None)
     experts = any(expert_of(module) is not None for module in modules)
     if set(modules) != set(adapters[0].deltas) or any(
         a.deltas.keys() != adapters[0].deltas.keys() for a in adapters

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mergeforget
 from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import (
@@ -172,6 +173,19 @@ def test_candidate_json_contains_the_candidate_and_the_report(
         (Candidate("ties", 0.5, arguments={"sing": "count"}), UsageError, "Did you mean 'sign'"),
         (Candidate("ties", 0.5, arguments={"density": 1}), UsageError, "its own option"),
         (Candidate("ties", 0.5, arguments={"scale": 2}), UsageError, "--space delta"),
+        (Candidate("linear", space="foo"), UsageError, "factors or delta"),  # type: ignore[arg-type]
+        (Candidate("linear", space="delta", rank=-1), UsageError, "positive integer"),
+        (Candidate("linear", space="delta", rank=0), UsageError, "positive integer"),
+        (
+            Candidate("linear", space="delta", arguments={"normalize": "no"}),
+            UsageError,
+            "normalize of 'linear' must be true or false, not 'no'",
+        ),
+        (
+            Candidate("linear", space="delta", by_module={"scale": [{"value": "half"}]}),
+            UsageError,
+            "scale of 'linear' must be a number",
+        ),
     ],
 )
 def test_an_inconsistent_candidate_is_refused(
@@ -354,3 +368,65 @@ def test_torch_merges_adapters_as_numpy_does(
         np.testing.assert_allclose(found.dense(), delta.dense(), atol=1e-5)
     with pytest.raises(UsageError, match="--device cude"):
         merge_adapters(pair, candidate, MergeSettings(device="cude"))
+
+
+@pytest.mark.parametrize(
+    ("bases", "refused"),
+    [
+        (["meta/Llama", "evil/Llama"], True),
+        (["/data/run1/merged", "/data/run2/merged"], True),
+        (["/data/run1/merged-4bit", "/data/run2/merged"], True),
+        (["meta/Llama", "unsloth/Llama-8B-bnb-4bit"], True),
+        ([None, "org/A", "org/B"], True),
+        (["org/A", None, "org/A", "org/B"], True),
+        (["meta/Llama", "META/llama"], False),
+        (["meta/Llama", "unsloth/llama-bnb-4bit"], False),
+        (["meta/Llama", "/models/Llama-GPTQ"], False),
+        (["meta/Llama", "/cache/models--meta--Llama/snapshots/0a1b"], False),
+        (["/data/run1/merged", "/data/run1/merged-4bit"], False),
+        ([None, "org/A", None], False),
+    ],
+)
+def test_names_of_different_bases_are_refused_in_every_pair(
+    write_lora: WriteLora, bases: list[str | None], refused: bool
+) -> None:
+    adapters = [
+        read_adapter(write_lora(f"a{i}", i, base_model_name_or_path=base))
+        for i, base in enumerate(bases)
+    ]
+    candidate = Candidate("linear", weights=(1.0,) * len(bases))
+    if refused:
+        with pytest.raises(InputError, match="add --same-base"):
+            merge_adapters(adapters, candidate)
+        merge_adapters(adapters, candidate, MergeSettings(same_base=True))
+    else:
+        base = next(name for name in bases if name)
+        assert merge_adapters(adapters, candidate).adapter.base == base
+
+
+def test_shapes_are_compared_between_all_adapters(write_lora: WriteLora) -> None:
+    """The first adapter lacks the module whose shape differs."""
+    modules = [{"a.0.q": (12, 16)}, {"a.1.q": (12, 16)}, {"a.1.q": (12, 20)}]
+    adapters = [read_adapter(write_lora(f"m{i}", i, modules=m)) for i, m in enumerate(modules)]
+    with pytest.raises(InputError, match=r"a.1.q is \(12, 16\) in 'm1' and \(12, 20\) in 'm2'"):
+        merge_adapters(
+            adapters, Candidate("linear", weights=(1.0,) * 3), MergeSettings(modules="all")
+        )
+
+
+def test_ranks_of_adapters_with_one_name_are_compared(write_lora: WriteLora) -> None:
+    adapters = [read_adapter(write_lora(f"a{r}", rank=r), "over") for r in (3, 4)]
+    with pytest.raises(InputError, match="rank 3 in 'over', 4 in 'over'"):
+        merge_adapters(adapters, Candidate("ties", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("space", "foo"), ("precision", "float16"), ("svd", "foo"), ("modules", "foo"), ("rank", -1)],
+)
+def test_the_api_refuses_values_that_an_option_does_not_have(
+    pair: list[Adapter], option: Any, value: Any
+) -> None:
+    given: dict[str, Any] = {"space": "delta", "method": "ties"} | {option: value}
+    with pytest.raises(UsageError, match=str(value)):
+        mergeforget.merge(pair, **given)
