@@ -82,7 +82,7 @@ def prepare(
         chosen = {"method": method or "linear", "space": "delta"}
     if chosen["method"] == "purpose":
         _refuse_with_purpose(overrides, options)
-        candidate = _purpose(base, data, arguments, adapters, run)
+        candidate = _purpose(base, data, arguments, adapters, run, options)
         precision, grams = (chosen | overrides).get("precision"), None
     else:
         chosen |= overrides
@@ -91,8 +91,8 @@ def prepare(
         weights = tuple(chosen.pop("weights", None) or (1.0,) * len(adapters))
         by_module = _by_module(options, len(adapters))
         candidate = Candidate(**chosen, weights=weights, arguments=arguments, by_module=by_module)
-        candidate = with_density(candidate)
-        grams = _grams(base, data, candidate, adapters, run)
+        candidate = _with_task_by_module(with_density(candidate), adapters, options)
+        grams = _grams(base, data, candidate, adapters, run, options, full=full)
         if base is not None and not full and grams is None:
             raise refused("base", "without --full or --data")
     refuse_unused(candidate, options, compare=compare, full=full)
@@ -289,6 +289,7 @@ def _purpose(
     arguments: Mapping[str, Any],
     adapters: list[Adapter],
     run: Run | None,
+    options: MergeOptions,
 ) -> Candidate:
     """Return the candidate with weights from gradients on forget and retain rows."""
     from mergeforget.console import say
@@ -311,7 +312,7 @@ def _purpose(
     template = template_of(loaded.tokenizer, _data_spec(run))
     chosen = choose_weights(
         loaded.model, loaded.tokenizer, adapters, forget, retain, template=template,
-        **dict(arguments),
+        modules=options["modules"], same_base=options["same_base"], **dict(arguments),
     )  # fmt: skip
     say(
         f"purpose: forget loss {chosen.forget[0]:.3f} -> {chosen.forget[-1]:.3f} (target "
@@ -336,9 +337,17 @@ def _grams(
     candidate: Candidate,
     adapters: list[Adapter],
     run: Run | None,
+    options: MergeOptions,
+    *,
+    full: bool,
 ) -> Grams | None:
-    """Return the Gram matrices of the layers' inputs for methods that need them."""
-    from mergeforget.merge.request import looks_at_data
+    """Return the statistics for methods that need them, after a check of the adapters.
+
+    Statistics of the merged model are measured with the merged modules only.
+    """
+    from mergeforget.merge.inputs import check_adapters, modules_to_merge
+    from mergeforget.merge.methods import traits
+    from mergeforget.merge.request import canonical, looks_at_data
 
     files = [Path(file) for file in data]
     if run is not None and not files and looks_at_data(candidate):
@@ -347,8 +356,45 @@ def _grams(
         return None
     from mergeforget.merge.activation_grams import grams_of
 
+    if looks_at_data(candidate):  # otherwise, `grams_of` refuses the data
+        check_adapters(adapters, with_base=full, same_base=options["same_base"])
+        modules = set(modules_to_merge(adapters, options["modules"]))
+        known = traits(canonical(candidate).method)
+        if known.layerwise or known.coefficients:
+            adapters = [_only(adapter, modules) for adapter in adapters]
     name = str(base or _base_of(adapters, run))
     return grams_of(name, adapters, files, candidate, _data_spec(run))
+
+
+def _only(adapter: Adapter, modules: set[str]) -> Adapter:
+    deltas = {name: delta for name, delta in adapter.deltas.items() if name in modules}
+    return replace(adapter, deltas=deltas, embeddings=adapter.embeddings & modules)
+
+
+def _with_task_by_module(
+    candidate: Candidate, adapters: Sequence[Adapter], options: MergeOptions
+) -> Candidate:
+    """Return the candidate with the argument ``task`` of ``emr`` by module if it has to differ.
+
+    ``task`` is the index of an adapter, and a method gets only the adapters that have the module.
+    """
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.inputs import modules_to_merge
+    from mergeforget.merge.methods.emr import ABSENT
+
+    task = candidate.arguments.get("task")
+    if candidate.method != "emr" or task is None:
+        return candidate
+    if not isinstance(task, int) or not 0 <= task < len(adapters):
+        raise UsageError(f"task is {task}; it is the index of one of {len(adapters)} inputs.")
+    places = {}
+    for name in sorted(modules_to_merge(adapters, options["modules"]), key=len, reverse=True):
+        present = [i for i, adapter in enumerate(adapters) if name in adapter.deltas]
+        places[name] = present.index(task) if task in present else ABSENT
+    if set(places.values()) == {task}:
+        return candidate
+    filters = [{"filter": name, "value": place} for name, place in places.items()]
+    return replace(candidate, by_module=candidate.by_module | {"task": filters})
 
 
 def _data_spec(run: Run | None) -> DataSpec:

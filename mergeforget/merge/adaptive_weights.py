@@ -64,6 +64,7 @@ def learn_shares(
 
     Args:
         model: The base, in evaluation mode. Its weights do not change.
+        adapters: Adapters with the modules that are merged, and no others.
         files: The rows of each file; all files have the same weight.
         candidate: Its weights multiply the coefficients; its arguments are those of
             ``adamerging``.
@@ -82,7 +83,7 @@ def learn_shares(
         raise UsageError(
             f"{candidate.method} needs rows in every file, steps and rows >= 1 and rate > 0."
         )
-    check_adapters(adapters)
+    check_adapters(adapters, same_base=True)  # the merge compares the bases
     names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
     depth = depth_of(names)
     fixed = torch.tensor([at_module(candidate, name, depth[name]).weights for name in names])

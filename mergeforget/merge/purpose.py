@@ -26,7 +26,12 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import NumericError, UsageError
-from mergeforget.merge.inputs import check_adapters, check_layers_only
+from mergeforget.merge.inputs import (
+    Modules,
+    check_adapters,
+    check_layers_only,
+    modules_to_merge,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +70,10 @@ class PurposeMerge:
     def candidate(self) -> Candidate:
         """Return the exact weighted sum as a candidate, with the sum of the adapters' ranks."""
         n = len(next(iter(self.weights.values())))
+        # the first filter that matches applies, so that of `gate_proj` precedes that of `gate`
+        longest_first = sorted(self.weights.items(), key=lambda one: -len(one[0]))
         settings = [
-            [{"filter": name, "value": round(w[i], 6)} for name, w in self.weights.items()]
+            [{"filter": name, "value": round(w[i], 6)} for name, w in longest_first]
             for i in range(n)
         ]
         return Candidate("cat", None, (1 / n,) * n, "delta", by_module={"weights": settings})
@@ -84,6 +91,8 @@ def choose_weights(
     steps: int = 8,
     ridge: float = 0.1,
     template: PromptTemplate | None = None,
+    modules: Modules = "same",
+    same_base: bool = False,
 ) -> PurposeMerge:
     """Choose a weight for every module and adapter; see the module docstring.
 
@@ -97,18 +106,21 @@ def choose_weights(
             forget loss is closest to the target are returned.
         ridge: Damping of a step; larger values keep the weights of the modules more similar.
         template: How rows are rendered, as in the training of the adapters; None is raw.
+        modules: Modules to merge, see ``inputs.modules_to_merge``; others do not change.
+        same_base: Assume that the adapters belong to one base, whatever names they record.
 
     Raises:
         UsageError: There are no rows, or arguments are outside their range.
+        InputError: The adapters cannot be merged.
         NumericError: A loss is NaN or Inf.
     """
     import torch
 
     if not forget or not retain or rows < 1 or steps < 1 or ridge <= 0:
         raise UsageError("purpose needs forget and retain rows, rows and steps >= 1 and ridge > 0.")
-    check_adapters(adapters)
+    check_adapters(adapters, same_base=same_base)
     check_layers_only(adapters, "purpose")
-    names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
+    names = modules_to_merge(adapters, modules)
     examples = {
         kind: encode_answers(tokenizer, list(chosen_arguments)[:rows], template)
         for kind, chosen_arguments in (("forget", forget), ("retain", retain))
