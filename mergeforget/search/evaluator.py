@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ from mergeforget.attack.rounding import rounded
 from mergeforget.attack.tuning import Tuning, tune
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
-from mergeforget.data.schema import Measured
+from mergeforget.data.schema import Measured, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, NumericError, ResourceError
@@ -41,17 +42,49 @@ KEPT = 16  # merged candidates in memory, over all families
 
 
 def merge_all(pair: Sequence[Adapter], candidates: Sequence[Candidate]) -> Iterator[Merged]:
-    """Merge candidates in order; candidates that differ only in density share one sweep."""
+    """Merge candidates in order; candidates that differ only in density share one sweep.
+
+    A candidate whose merge is not finite is left out with a message.
+    """
     waiting = list(candidates)
     at_once = max(1, KEPT // max(1, len(families(waiting))))
     made: dict[str, Merged] = {}
     for candidate in candidates:
         if candidate.name not in made:
             (family,) = (f for f in families(waiting).values() if candidate in f)
-            densities = [c.density for c in family[:at_once]]
-            made |= {m.candidate.name: m for m in sweep(pair, candidate, densities)}
+            made |= {m.candidate.name: m for m in _sweep(pair, candidate, family[:at_once])}
         waiting.remove(candidate)
-        yield made.pop(candidate.name)
+        if candidate.name in made:
+            yield made.pop(candidate.name)
+
+
+def _sweep(
+    pair: Sequence[Adapter], candidate: Candidate, family: Sequence[Candidate]
+) -> list[Merged]:
+    """Merge a family; if the merge of one is not finite, merge only the candidate."""
+    try:
+        return sweep(pair, candidate, [one.density for one in family])
+    except NumericError as error:
+        if len(family) > 1:
+            return _sweep(pair, candidate, [candidate])
+        say(f"Skipped {candidate.name}: {error}")
+        return []
+
+
+def rows_to_relearn(forget: Sequence[Row]) -> list[Row]:
+    """Return the forget rows that ``relearn`` trains on: a quarter, but at least one subject.
+
+    Subjects are shown as a whole. Rows that are all about one subject count as a subject each. Of
+    a single row none is returned, since it could not be measured.
+    """
+    sizes = Counter(row.subject for row in forget)
+    if len(sizes) == 1:
+        forget = [replace(row, subject=row.id) for row in forget]
+        sizes = Counter(row.subject for row in forget)
+    if len(sizes) < 2:
+        return []
+    shown = limit_rows(forget, max(len(forget) // 4, min(sizes.values())), 0)[0]
+    return list(shown)
 
 
 def read_pair(run: Run) -> list[Adapter]:
@@ -198,9 +231,9 @@ class Evaluator:
         """Measure cheap proxies of the attacks ``quantise`` and ``relearn`` on the forget rows.
 
         ``leak4bit`` is the share of answers that greedy decoding reproduces with weights rounded to
-        4 bits; ``relearn`` is the same share after ``RELEARN`` steps on the retain rows and a
-        quarter of the forget subjects, for the other subjects. Both are the worst case over the
-        prompt variants.
+        4 bits; ``relearn`` is the same share after ``RELEARN`` steps on the retain rows and those
+        of ``rows_to_relearn``, for the other forget rows. Both are the worst case over the prompt
+        variants.
 
         Args:
             names: Names from ``objective.ATTACKED`` to measure.
@@ -216,15 +249,15 @@ class Evaluator:
                     read = self._forget_read(self.model, f"{label}, 4 bits")
                 scores += leak_scores("leak4bit", read, frozenset(), spec)
             if "relearn" in names:
-                shown = limit_rows(self.data.forget, max(1, len(self.data.forget) // 4), 0)[0]
+                shown = rows_to_relearn(self.data.forget)
                 points = tune(
                     self.model, self.tokenizer, [*shown, *self.data.retain], RELEARN,
                     lambda policy, step: {"measured": {} if step < RELEARN.steps else
                                           self._forget_read(policy, f"{label} relearned")},
                     label=f"{label} relearns", template=self.variants[0],
                 )  # fmt: skip
-                subjects = frozenset(row.subject for row in shown)
-                scores += leak_scores("relearn", points[-1]["measured"], subjects, spec)
+                ids = frozenset(row.id for row in shown)
+                scores += leak_scores("relearn", points[-1]["measured"], ids, spec)
         return scores
 
     def _forget_read(self, model: Any, label: str) -> dict[str, Measured]:

@@ -34,12 +34,16 @@ def with_level(
 def leak_scores(
     name: str, variants: Mapping[str, Measured], shown: Collection[str], spec: SearchSpec
 ) -> list[Score]:
-    """Score the share of forget answers known verbatim, for the subjects not in ``shown``."""
+    """Score the share of forget answers known verbatim.
+
+    Args:
+        shown: Ids of rows that are left out, since the model was trained on them.
+    """
     by_metric: dict[str, list[Score]] = {}
     for measured in variants.values():
         parts = {"all": measured} | split_measured(measured, spec.choose_share, spec.seed)
         for part, one in parts.items():
-            left = [x for x in one.likelihoods if x.row.subject not in shown]
+            left = [x for x in one.likelihoods if x.row.id not in shown]
             score = METRICS.get("greedy_match").fn(replace(one, likelihoods=left), "forget")
             if score is not None:
                 by_metric.setdefault(part, []).append(score)

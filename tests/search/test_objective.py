@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeforget.data.schema import DocumentLoss, Measured
+from mergeforget.data.schema import DocumentLoss, Measured, Row
 from mergeforget.errors import UnknownNameError, UsageError
 from mergeforget.score import Score
+from mergeforget.search.evaluator import rows_to_relearn
 from mergeforget.search.objective import estimate, figure, parse_objective
 from mergeforget.search.scoring import proxy_scores
 
@@ -174,3 +175,25 @@ def test_answers_that_cannot_be_counted_do_not_count_as_revealed() -> None:
 def test_leak_scores_are_allowed_as_upper_bounds_only(text: str) -> None:
     with pytest.raises(UsageError, match="<= 5%"):
         parse_objective(text)
+
+
+@pytest.mark.parametrize(
+    ("subjects", "each", "shown"), [(1, 12, 3), (1, 2, 1), (2, 6, 6), (3, 4, 4), (12, 1, 3)]
+)
+def test_relearning_shows_a_quarter_of_the_subjects_and_measures_the_rest(
+    subjects: int, each: int, shown: int
+) -> None:
+    rows = [
+        Row(f"{i}-{j}", "q", f"a {i} {j}", split="forget", subject=f"s{i}")
+        for i in range(subjects)
+        for j in range(each)
+    ]
+    found = rows_to_relearn(rows)
+    assert len(found) == shown and {row.id for row in found} < {row.id for row in rows}
+    if subjects > 1:
+        whole = [row.id for row in rows if row.subject in {row.subject for row in found}]
+        assert whole == [row.id for row in found]
+
+
+def test_a_single_row_is_not_relearned() -> None:
+    assert rows_to_relearn([Row("1", "q", "a", split="forget", subject="s")]) == []
