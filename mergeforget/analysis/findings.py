@@ -15,7 +15,7 @@ from typing import Any
 
 from mergeforget.analysis.evidence import MissingError, read_chosen
 from mergeforget.analysis.style import SavedFigure, save
-from mergeforget.errors import UnknownNameError
+from mergeforget.errors import UnknownNameError, UsageError
 from mergeforget.files import write_json, write_text
 from mergeforget.run import PAIR, Run
 
@@ -216,7 +216,11 @@ def prediction(run: Run) -> Found:
     from mergeforget.analysis import plots
     from mergeforget.analysis.selection import rows_of, run_prediction
 
-    result = run_prediction(run)
+    try:
+        result = run_prediction(run)
+    except UsageError as error:  # the first sentence; the rest is about options of a merge
+        reason = str(error).partition(". ")[0].rstrip(".")
+        raise MissingError(f"The gap of these merges cannot be predicted: {reason}.") from error
     return [result.sentence], rows_of(result), plots.draw_prediction(result)
 
 

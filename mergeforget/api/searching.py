@@ -128,6 +128,8 @@ def _refuse_unused(spec: SearchSpec, given: dict[str, Any]) -> None:
     methods = ", ".join(spec.methods)
     if given.get("densities") and all(c.density is None for c in candidates):
         raise UsageError(f"--densities does not apply to {methods}, which keep every entry.")
+    if given.get("groups", 1) > 1 and all(c.density is None for c in candidates):
+        raise UsageError(f"--groups sets densities, and {methods} has none: it keeps every entry.")
     if given.get("ranks") and all(c.space == "factors" for c in candidates):
         raise UsageError(
             "--ranks does not apply in factor space, where the result has the rank of the "

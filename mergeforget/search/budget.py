@@ -33,12 +33,16 @@ class SearchBudget:
         """Whether there is a limit."""
         return self.candidates is not None or self.seconds is not None
 
-    def allows(self, measured: int) -> bool:
-        """Return whether another candidate may begin; the first one always may."""
-        if self.candidates is not None and measured >= self.candidates:
+    def allows(self, begun: int) -> bool:
+        """Return whether another candidate may begin; the first one always may.
+
+        Args:
+            begun: Number of candidates so far, including those without finite scores.
+        """
+        if self.candidates is not None and begun >= self.candidates:
             return False
         in_time = self.seconds is None or time.monotonic() - self._start < self.seconds
-        return in_time or not measured
+        return in_time or not begun
 
     def cut(self, todo: list[T], done: int) -> list[T]:
         """Truncate ``todo`` to the candidate budget, of which ``done`` are used."""

@@ -32,12 +32,12 @@ from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best
 from mergeforget.search.evaluator import Evaluator, load_evaluator, merge_all, read_pair
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.finalists import PROXY_FIGURES, best_rank, next_finalists
-from mergeforget.search.grid import PredictedDensity, begin_at, grid
+from mergeforget.search.grid import PredictedDensity, begin_at, grid, layer_groups, left_out
 from mergeforget.search.objective import ATTACKED, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import score_parts
 from mergeforget.search.split import load_data
-from mergeforget.search.store import Store, settings_of, template_facts
+from mergeforget.search.store import JOURNAL, Store, settings_of, template_facts
 from mergeforget.search.warnings import one_sided
 
 
@@ -50,6 +50,8 @@ class Options:
         holdout: File of rows that were never trained on.
         again: Discard the measurements of an earlier search.
         storage: Database URL or journal file of the study; None keeps a journal in the run folder.
+        worker: Explore only, for another search with the same storage. It discards its own
+            measurements with ``again``, not those of the shared study.
         first: First density; None predicts it from the pair.
         template, system_prompt: How prompts are rendered; None follows the recipe.
     """
@@ -62,6 +64,7 @@ class Options:
     first: float | None = None
     template: Literal["auto", "none", "chat"] | None = None
     system_prompt: str | None = None
+    worker: bool = False
 
 
 def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
@@ -105,7 +108,7 @@ def work(run: Run, spec: SearchSpec, options: Options) -> int:
             "A worker shares the study of a search: give the same --storage URL and the same "
             "--strategy, tpe or nsga2."
         )
-    with opened_search(run, spec, options) as searching:
+    with opened_search(run, spec, replace(options, worker=True)) as searching:
         return len(searching.explore(grid(spec)))
 
 
@@ -124,6 +127,10 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
     for candidate in grid(spec):
         if candidate.rank is not None:
             check_rank(candidate, pair, candidate.rank)
+    if spec.groups > 1:
+        layer_groups(pair[0].deltas, spec.groups)
+    if omitted := left_out(spec):
+        say(omitted)
     with run.lock():
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
         store = Store(run)
@@ -162,13 +169,17 @@ def _largest_rank(adapter: Adapter) -> int:
 def open_study(
     run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options
 ) -> OptunaStudy:
-    """Open the study of this pair, data and search space; its name is a hash of them."""
+    """Open the study of this pair, data and search space; its name is a hash of them.
+
+    With ``again``, a shared storage gets a new study, which workers then join.
+    """
     spec_values = spec.model_dump(
         mode="json", exclude={"finalists", "together"}, exclude_defaults=True
     )
     decides = {**settings, "search": spec_values}
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    study = OptunaStudy(spec, options.storage or run.search / "study.journal", name)
+    storage = options.storage or run.search / JOURNAL
+    study = OptunaStudy(spec, storage, name, renew=options.again and not options.worker)
     if options.storage is None:  # the run is locked, so no other worker uses it
         study.abandon_running()
     return study
@@ -237,14 +248,15 @@ class Searching:
         todo = budget.cut([c for c in candidates if not self.store.has(c.name)], len(done))
         if done:
             say(f"Reusing the measurements of {len(done)} candidates.")
-        at_once = self.together() if len(todo) > 1 else 1
+        at_once, tried = self.together() if len(todo) > 1 else 1, len(done)
         group = {c.name: position // at_once for position, c in enumerate(candidates)}
         with progress("Search", len(done) + len(todo), done=len(done)) as bar:
             for _, some in groupby(merge_all(self.pair, todo), lambda m: group[m.candidate.name]):
-                if not budget.allows(len(done)):
+                if not budget.allows(tried):
                     say("The time budget is spent.")
                     break
                 merges = list(some)
+                tried += len(merges)
                 self._answer({merged.candidate.name: merged.adapter for merged in merges})
                 for merged in merges:
                     if self._measure_merged(merged):
@@ -264,7 +276,7 @@ class Searching:
         best = best_rank(self.explorer, measured)
         if self.spec.strategy == "refine" and best is not None and best.shortfall:
             # the proxy scores were too optimistic; the smallest density changes the model least
-            low = self.explorer.lowest(grid(self.spec), self.options.budget)
+            low = self.explorer.lowest(grid(self.spec), seen, self.options.budget)
             measured = self._measure_in_turn(low, measured, len(measured) + len(low))
         return measured
 

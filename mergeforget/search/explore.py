@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.worst_case import known_variants
-from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.prediction import zero_of
 from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
@@ -27,17 +26,20 @@ from mergeforget.search.grid import (
     along_weights,
     begin_at,
     first_share,
+    grid,
     layer_groups,
     lines,
+    refusal,
+    usable_densities,
     with_densities,
 )
 from mergeforget.search.objective import Objective, Rank, compared_auc, estimate
-from mergeforget.search.optuna_study import OptunaStudy, size
+from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import only_proxy, proxy_scores, worst_by
 from mergeforget.search.split import SearchData
 from mergeforget.search.store import Store
 
-REPEATS = 20  # consecutive known suggestions after which a study ends
+REPEATS = 20  # consecutive known or failed suggestions after which a study ends
 SHARE = 5  # one candidate in five is evaluated in full
 FEWEST = 2  # finalists
 PAUSE = 1.0  # seconds between two polls of the other workers
@@ -45,7 +47,11 @@ PAUSE = 1.0  # seconds between two polls of the other workers
 
 @dataclass
 class Explorer:
-    """Evaluate candidates by proxy scores, which are stored in the run folder."""
+    """Evaluate candidates by proxy scores, which are stored in the run folder.
+
+    Attributes:
+        failed: Names of candidates without finite scores; they count in the budget.
+    """
 
     spec: SearchSpec
     objective: Objective
@@ -53,6 +59,7 @@ class Explorer:
     evaluator: Callable[[], Evaluator]
     pair: Sequence[Adapter]
     guess: PredictedDensity
+    failed: set[str] = field(default_factory=set)
 
     def grid(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
         """Explore the candidates of a grid in order until the budget is spent."""
@@ -63,7 +70,7 @@ class Explorer:
         todo = budget.cut(todo, len(seen))
         with progress("Explore", len(seen) + len(todo), done=len(seen)) as bar:
             for merged in merge_all(self.pair, todo):
-                if not budget.allows(len(seen)):
+                if not budget.allows(len(seen) + len(self.failed)):
                     break
                 if self._measure_proxy(merged.candidate, merged.adapter):
                     seen.append(merged.candidate)
@@ -106,27 +113,36 @@ class Explorer:
         known = [(found, start) for start, found in ranks.items() if found is not None]
         return max(known, key=lambda found: found[0])[1] if known else line.index(nearest)
 
-    def lowest(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
-        """Explore the smallest density of each family, or all weights, if not known yet."""
-        seen: dict[str, Candidate] = {}
+    def lowest(
+        self, candidates: Sequence[Candidate], explored: Sequence[Candidate], budget: SearchBudget
+    ) -> list[Candidate]:
+        """Explore the smallest density of each family, or all weights, if not known yet.
+
+        Args:
+            explored: Candidates that were explored before; they count in the budget.
+        """
+        seen = {c.name: c for c in explored}
         for line in lines(candidates):
             for low in line if along_weights(line) else line[:1]:
                 if not self.known(low):
                     self._explore(low, seen, budget)
-        return list(seen.values())
+        return list(seen.values())[len(explored) :]
 
     def refine_groups(self, seen: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
         """Climb from the best uniform density to one density per group of layers."""
-        densities = sorted(set(self.spec.densities))
-        equal = [c for c in seen if c.density in densities]
+        equal = [c for c in seen if c.density in self.spec.densities]
         if not equal:
             return list(seen)
         best = max(sorted(equal, key=lambda c: c.name), key=lambda c: self.rank(c.name))
+        densities = usable_densities(best, self.spec.densities)
         groups = layer_groups(self.pair[0].deltas, self.spec.groups)
         by_name = {c.name: c for c in seen}
 
         def rank(point: Place) -> Rank | None:
             one = with_densities(best, groups, [densities[i] for i in point])
+            if refusal(one):  # the mean, for modules outside the layers, may not be usable
+                mean = one.density or 1.0
+                one = replace(one, density=min(densities, key=lambda d: abs(d - mean)))
             return self._explore(one, by_name, budget)
 
         climb(rank, (densities.index(best.density or 1.0),) * len(groups), len(densities))
@@ -135,22 +151,24 @@ class Explorer:
     def study(self, study: OptunaStudy, budget: SearchBudget) -> list[Candidate]:
         """Explore the suggestions of a study until the budget is spent or they repeat."""
         seen = self.adopt(study)
-        total = budget.candidates or size(study.axes)
+        every = {c.name for c in grid(self.spec)}
+        total = min(len(every), budget.candidates or len(every))
         first = self.guess(study.first, self.spec.densities)
         repeats = 0
         with progress("Explore", total, done=len(seen)) as bar:
-            while budget.allows(len(seen)) and len(seen) < total and repeats < REPEATS:
+            while (begun := len(seen) + len(self.failed)) < total and repeats < REPEATS:
+                if not budget.allows(begun):
+                    break
                 trial, candidate = study.suggest(first)
                 seen |= self.adopt(study)  # finished by other workers since
+                repeats += 1  # unless the candidate is new and has finite scores
                 known = candidate.name in seen
-                repeats = repeats + 1 if known or study.is_taken(trial) else 0
-                if not known and study.is_taken(trial):
+                impossible = candidate.name in self.failed or candidate.name not in every
+                if impossible or (not known and study.is_taken(trial)):
                     study.skip(trial)
-                    continue
-                if not self._tell(study, trial, candidate):
-                    continue
-                if not known:
+                elif self._tell(study, trial, candidate) and not known:
                     seen[candidate.name] = candidate
+                    repeats = 0
                     bar.advance(note=self._best(list(seen.values())))
         return list(seen.values())
 
@@ -171,6 +189,7 @@ class Explorer:
             if not self.known(candidate):
                 scores = [Score.from_dict(score) for score in trial.user_attrs["scores"]]
                 self.store.keep_explored(candidate, scores)
+        self.failed |= study.failed() - seen.keys()
         return seen
 
     def rank(self, name: str) -> Rank:
@@ -217,9 +236,9 @@ class Explorer:
     ) -> Rank | None:
         """Explore a candidate; None if the budget is spent or its scores are not finite."""
         if not self.known(candidate):
-            if not budget.allows(len(seen)):
+            if candidate.name in self.failed or not budget.allows(len(seen) + len(self.failed)):
                 return None
-            if not self._measure_proxy(candidate, merge_adapters(self.pair, candidate).adapter):
+            if not self._merge_and_measure(candidate):
                 return None
         if candidate.name not in seen:
             seen[candidate.name] = candidate
@@ -227,19 +246,24 @@ class Explorer:
         return self.rank(candidate.name)
 
     def _tell(self, study: OptunaStudy, trial: Any, candidate: Candidate) -> bool:
-        if not self.known(candidate):
-            merged = merge_adapters(self.pair, candidate)
-            if not self._measure_proxy(candidate, merged.adapter):
-                study.fail(trial)
-                return False
+        if not self.known(candidate) and not self._merge_and_measure(candidate):
+            study.fail(trial)
+            return False
         study.tell(trial, self.rank(candidate.name), self.scores(candidate.name))
         return True
+
+    def _merge_and_measure(self, candidate: Candidate) -> bool:
+        for merged in merge_all(self.pair, [candidate]):
+            return self._measure_proxy(merged.candidate, merged.adapter)
+        self.failed.add(candidate.name)
+        return False
 
     def _measure_proxy(self, candidate: Candidate, adapter: Adapter) -> bool:
         try:
             measured = self.evaluator().measure_proxy(adapter, candidate.name, self._data())
         except NumericError as error:
             say(f"Skipped {candidate.name}: {error}")
+            self.failed.add(candidate.name)
             return False
         worst = worst_by(proxy_scores, measured, known_variants(self.store.scores["base"]))
         scores = [replace(score, part="choose") for score in worst]

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from inspect import Parameter
 from itertools import product
 from typing import TypeVar
 
-from mergeforget.adapter import Adapter
+import numpy as np
+
+from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.candidate import Candidate, Space
 from mergeforget.console import say
 from mergeforget.data.schema import Row
-from mergeforget.errors import UsageError
+from mergeforget.errors import MergeforgetError, UsageError
 from mergeforget.files import read_jsonl, reading
-from mergeforget.merge.methods import MERGE_METHODS
+from mergeforget.merge.engine import merge_adapters
+from mergeforget.merge.inputs import first_names
+from mergeforget.merge.methods import MERGE_METHODS, SUPPLIED
 from mergeforget.merge.prediction import predict_gaps
-from mergeforget.merge.request import LAYER, canonical, check_candidate
+from mergeforget.merge.request import LAYER, canonical, check_candidate, looks_at_data
 from mergeforget.metrics._statistics import loss_gap
 from mergeforget.recipe import SearchSpec
 from mergeforget.run import ANCHORS, Run
@@ -27,16 +32,73 @@ from mergeforget.search.split import SearchData
 
 T = TypeVar("T")
 ADAPTERS = 2  # over and under
+A_SHAPE, B_SHAPE = (4, 16), (16, 4)  # of the adapters that ``refusal`` merges
 
 
 def grid(spec: SearchSpec) -> list[Candidate]:
     """Return every candidate once, ordered from a coarse to a fine grid of densities.
 
-    A search that stops early has then explored small, medium and large densities.
+    A search that stops early has then explored small, medium and large densities. Candidates that
+    cannot be merged are left out, see ``refusal``.
 
     Raises:
-        UsageError: Unknown method, a density or weights that do not fit it.
+        UsageError: Unknown method, a density or weights that do not fit it, or a method none of
+            whose candidates can be merged in a search.
     """
+    found = _every_candidate(spec)
+    kept = [c for c in found if not refusal(c)]
+    for method in {c.method for c in found} - {c.method for c in kept}:
+        refused = next(c for c in found if c.method == method)
+        others = "" if refused.density is None else "give other --densities, or "
+        raise UsageError(
+            f"A search cannot merge the pair with {method}: {refusal(refused)}. To continue, "
+            f"{others}leave {method} out of --methods."
+        )
+    return kept
+
+
+def left_out(spec: SearchSpec) -> str:
+    """Return a sentence about the candidates that ``grid`` leaves out; empty if there are none."""
+    refused = [c for c in _every_candidate(spec) if refusal(c)]
+    names = first_names(c.name for c in refused)
+    return f"Leaving out {names}: {refusal(refused[0])}." if refused else ""
+
+
+def refusal(candidate: Candidate) -> str:
+    """Return why a search cannot merge two adapters like this, as a clause; empty if it can.
+
+    Two small adapters are merged to find out, before anything is measured.
+    """
+    return _refusal(candidate.method, candidate.density, candidate.weights, candidate.space)
+
+
+@cache
+def _refusal(method: str, density: float | None, weights: tuple[float, ...], space: Space) -> str:
+    candidate = Candidate(method, density, weights, space)
+    by_hand = f"`mergeforget merge RUN --method {method}` merges with it"
+    if looks_at_data(candidate):
+        return f"it is computed from rows of data, which a search does not give it; {by_hand}"
+    if "base_weights" in MERGE_METHODS.get(method).parameters:
+        return "it compares one whole model with the base, and its result is no adapter"
+    draw = np.random.default_rng(0)
+    pair = [
+        Adapter(
+            side,
+            {"layers.0.q": LowRankDelta(draw.normal(size=A_SHAPE), draw.normal(size=B_SHAPE), 1.0)},
+            {},
+        )
+        for side in ("over", "under")
+    ]
+    try:
+        merge_adapters(pair, candidate)
+    except UsageError as error:
+        return str(error).partition(". ")[0].rstrip(".")  # the rest names options of `merge`
+    except MergeforgetError:  # the search names it when it happens
+        pass
+    return ""
+
+
+def _every_candidate(spec: SearchSpec) -> list[Candidate]:
     candidates: dict[str, Candidate] = {}
     for density in ends_first(spec.densities):
         for method, weights, space, rank in product(
@@ -62,6 +124,14 @@ def build(
     """
     whole = canonical(Candidate(method, density, weights, space, seed=seed))
     takes = MERGE_METHODS.get(whole.method).parameters
+    for name, parameter in takes.items():
+        if parameter.default is Parameter.empty and name not in SUPPLIED:
+            raise UsageError(
+                f"A search cannot merge the pair with {whole.method}: it needs the argument "
+                f"{name}, which a search does not set; `mergeforget merge RUN --method "
+                f"{whole.method} --set {name}=VALUE` merges with it. To continue, leave "
+                f"{whole.method} out of --methods."
+            )
     candidate = replace(
         whole,
         density=whole.density if "density" in takes else None,
@@ -87,6 +157,11 @@ def ends_first(values: Sequence[T]) -> list[T]:
             order.append(middle)
             gaps += [(low, middle), (middle, high)]
     return [values[i] for i in order]
+
+
+def usable_densities(candidate: Candidate, densities: Iterable[float]) -> list[float]:
+    """Return the densities at which a candidate can be merged, in ascending order."""
+    return [d for d in sorted(set(densities)) if not refusal(replace(candidate, density=d))]
 
 
 def begin_at(candidates: Sequence[Candidate], density: float | None) -> list[Candidate]:
@@ -203,9 +278,12 @@ class PredictedDensity:
         """Predict the density at which a family is balanced; None if its method has none."""
         if self.given is not None or candidate.density is None:
             return self.given
+        usable = usable_densities(candidate, densities)
+        if not usable:
+            return None
         if candidate.family not in self.made:
             over, under = self.pair
-            prediction = predict_gaps(over, under, self._gaps, candidate, sorted(set(densities)))
+            prediction = predict_gaps(over, under, self._gaps, candidate, usable)
             self.made[candidate.family] = prediction.density
             where = "" if prediction.crosses else ", although no density balances it"
             say(f"Predicted density of {candidate.family}: {prediction.density:.2f}{where}.")

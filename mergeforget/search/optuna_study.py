@@ -18,11 +18,13 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, MergeforgetError
 from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
-from mergeforget.search.grid import build
+from mergeforget.search.grid import build, grid
 from mergeforget.search.objective import Rank
 
 FLOOR_MISSED = 10.0  # a missed floor weighs more than any value, which is at most about 1
 CUT_OFF = "cut_off"
+NOT_FINITE = "not_finite"
+RENEWED = "renewed"
 ABANDONED = timedelta(hours=1)  # a trial that runs longer belongs to a worker that died
 DRIVERS = (
     "PostgreSQL: pip install 'psycopg[binary]'. MySQL: pip install pymysql, and write the address "
@@ -37,29 +39,43 @@ INSTALL = "pip install 'mergeforget[search]'"
 class OptunaStudy:
     """The trials of a search: suggests candidates and records their ranks."""
 
-    def __init__(self, spec: SearchSpec, storage: str | Path, name: str) -> None:
+    def __init__(
+        self, spec: SearchSpec, storage: str | Path, name: str, *, renew: bool = False
+    ) -> None:
         """Open or create a study.
 
         Args:
             storage: Journal file, or a URL ``postgresql://``, ``mysql://`` or ``sqlite://``.
             name: Name of the study; workers that use the same name share it.
+            renew: Begin a study without trials, which replaces the one with this name for everyone
+                who opens it later.
 
         Raises:
             InputError: Optuna is not installed, or the storage cannot be opened.
         """
-        optuna = _optuna()
         self.spec = spec
         self.axes = axes(spec)
-        directions = ["maximize"] * (1 if spec.strategy == "tpe" else 2)
-        for left in reversed(range(OPENINGS)):  # two workers may create the schema at once
+        self.study = self._open(storage, name)
+        renewed = int(self.study.user_attrs.get(RENEWED, 0))
+        if renew and self.study.get_trials(deepcopy=False):
+            renewed += 1
+            self.study.set_user_attr(RENEWED, renewed)
+        if renewed:
+            self.study = self._open(storage, f"{name}-{renewed}")
+
+    def _open(self, storage: str | Path, name: str) -> Any:
+        optuna = _optuna()
+        directions = ["maximize"] * (1 if self.spec.strategy == "tpe" else 2)
+        left = OPENINGS  # two workers may create the schema at once
+        while True:
+            left -= 1
             try:
-                self.study = optuna.create_study(
+                return optuna.create_study(
                     study_name=name,
                     storage=_storage(storage),
                     directions=directions,
                     load_if_exists=True,
                 )
-                return
             except MergeforgetError:
                 raise
             except ImportError as error:
@@ -94,13 +110,14 @@ class OptunaStudy:
     def is_taken(self, trial: Any) -> bool:
         """Return whether an earlier trial of this or another worker has the same candidate.
 
-        If two workers ask at the same time, the trial with the lower number keeps the candidate.
-        The parameters of a trial that has just begun may not be written yet, so this method waits
-        for them.
+        A candidate without finite scores stays taken. If two workers ask at the same time, the
+        trial with the lower number keeps the candidate. The parameters of a trial that has just
+        begun may not be written yet, so this method waits for them.
         """
         deadline = time.monotonic() + UNWRITTEN
         while True:
-            earlier = [t for t in self._alive() if t.number < trial.number]
+            others = [*self._alive(), *self._not_finite()]
+            earlier = [t for t in others if t.number < trial.number]
             if any(t.params == trial.params for t in earlier):
                 return True
             whole = all(t.params.keys() == self.axes.keys() for t in earlier)
@@ -113,8 +130,8 @@ class OptunaStudy:
         return any(not t.state.is_finished() for t in self._alive())
 
     def skip(self, trial: Any) -> None:
-        """Leave a candidate to the worker that evaluates it already."""
-        self.fail(trial)
+        """Leave a candidate to the trial that has it already."""
+        self._fail(trial)
 
     def abandon_running(self) -> None:
         """Mark trials that a killed search left running as failed, and do not count them."""
@@ -131,7 +148,20 @@ class OptunaStudy:
 
     def fail(self, trial: Any) -> None:
         """Record that the candidate of a trial has no finite scores."""
+        trial.set_user_attr(NOT_FINITE, True)
+        self._fail(trial)
+
+    def _fail(self, trial: Any) -> None:
         self.study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+
+    def failed(self) -> set[str]:
+        """Names of the candidates without finite scores, from any worker."""
+        return {self.candidate_of(trial).name for trial in self._not_finite()}
+
+    def _not_finite(self) -> list[Any]:
+        states = [_optuna().trial.TrialState.FAIL]
+        trials = self.study.get_trials(deepcopy=False, states=states)
+        return [trial for trial in trials if NOT_FINITE in trial.user_attrs]
 
     def finished(self) -> list[Any]:
         """Trials that have a rank, from any worker."""
@@ -187,10 +217,12 @@ class OptunaStudy:
 
 
 def axes(spec: SearchSpec) -> dict[str, Sequence[Any]]:
-    """Values of each axis of the search space."""
+    """Values of each axis of the search space; densities that no method can use are left out."""
+    used = {c.density for c in grid(spec)}
+    densities = sorted(set(spec.densities))
     return {
         "method": spec.methods,
-        "density": sorted(set(spec.densities)),
+        "density": [d for d in densities if d in used] or densities,
         "weights": spec.weights,
         "space": spec.spaces,
         "rank": spec.ranks,

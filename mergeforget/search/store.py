@@ -32,6 +32,7 @@ from mergeforget.score import Score, read_scores, write_scores
 
 SETTINGS = "settings.json"
 EXPLORED = "explored.jsonl"
+JOURNAL = "study.journal"  # trials of Optuna that no other worker shares
 SCALING = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
 
@@ -94,6 +95,8 @@ class Store:
     def forget_searched(self) -> None:
         """Discard the measurements of searches; scores of `mergeforget evaluate` are kept."""
         (self.run.search / EXPLORED).unlink(missing_ok=True)
+        for path in self.run.search.glob(f"{JOURNAL}*"):  # with its lock
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.cache_folder, ignore_errors=True)
         self.explored = {}
         searched = [name for name in self.scores if self.has_proxy(name)]

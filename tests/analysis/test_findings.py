@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from finished_run import write_pair
 from PIL import Image
 
+from mergeforget.analysis.evidence import MissingError
 from mergeforget.analysis.findings import ANALYSES, analyse, analyse_all
 from mergeforget.cli import main
 from mergeforget.commands.analyze import split
-from mergeforget.errors import UnknownNameError
+from mergeforget.errors import UnknownNameError, UsageError
 from mergeforget.recipe import load_recipe, save_recipe
 from mergeforget.run import Run
 
@@ -94,3 +95,16 @@ def test_analyze_prints_its_findings(finished: Run, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, call)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["analyses"][0]["figures"][0]["name"] == "mia-histograms"
+
+
+def test_a_method_that_cannot_be_predicted_is_missing(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(run: Run) -> None:
+        raise UsageError(
+            "density 0.05 is too small. Lower epsilon, for example --set epsilon=0.05."
+        )
+
+    monkeypatch.setattr("mergeforget.analysis.selection.run_prediction", refused)
+    with pytest.raises(MissingError, match=r"cannot be predicted: density 0.05 is too small\.$"):
+        analyse(finished, "prediction", tmp_path)

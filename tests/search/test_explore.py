@@ -3,24 +3,31 @@ from __future__ import annotations
 import builtins
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from mergeforget.adapter import Adapter
+from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.cli import main
 from mergeforget.data.schema import Measured
+from mergeforget.errors import NumericError
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.files import read_json, read_jsonl
 from mergeforget.recipe import SearchSpec
 from mergeforget.run import Run
 from mergeforget.score import Score
+from mergeforget.search.budget import parse_budget
 from mergeforget.search.evaluator import Evaluator
-from mergeforget.search.objective import Rank
+from mergeforget.search.explore import Explorer
+from mergeforget.search.grid import grid
+from mergeforget.search.objective import Rank, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.split import SearchData
+from mergeforget.search.store import Store
 
 SPACE = ("--densities", "0.1:1.0:0.1", "--weights", "1,1;1,0.5")
 
@@ -147,6 +154,138 @@ def test_an_exhausted_space_ends_the_search(run: Run, calls: list[tuple[str, boo
     assert call(run, *arguments).exit_code == 0
     explored = [name for name, full in calls if not full]
     assert sorted(explored) == ["ties-factors-d0.20", "ties-factors-d0.80"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_again_measures_every_candidate_of_a_study_again(
+    run: Run, tmp_path: Path, calls: list[tuple[str, bool]], shared: bool
+) -> None:
+    storage = ("--storage", f"sqlite:///{tmp_path / 'study.db'}") if shared else ()
+    explored = []
+    for options in ((), ("--again",), ()):
+        del calls[:]
+        assert call(run, "--strategy", "tpe", *storage, *options).exit_code == 0
+        explored.append(sorted(name for name, full in calls if not full))
+    names = [f"ties-factors-d0.{i}0" for i in (2, 5, 8)]
+    assert explored == [names, names, []]
+
+
+def test_a_renewed_study_is_joined_by_workers(tmp_path: Path) -> None:
+    def opened(renew: bool = False) -> OptunaStudy:
+        spec = SearchSpec(strategy="tpe")
+        return OptunaStudy(spec, tmp_path / "journal", "shared", renew=renew)
+
+    def measure(study: OptunaStudy) -> None:
+        trial, _ = study.suggest()
+        study.tell(trial, Rank(0.0, 0.5, 0.0, 0.0), [Score("nll", "all", 1.0, "lower", 1)])
+
+    for _ in range(2):
+        measure(opened())
+        assert len(opened().finished()) == 1
+        assert not opened(renew=True).finished()
+        assert not opened().finished()
+
+
+class Exploration:
+    """An explorer of two small adapters, whose proxy evaluations are made up.
+
+    Attributes:
+        asked: The evaluated candidates, in order.
+        failing: Parts of the names of candidates whose loss is NaN.
+    """
+
+    def __init__(self, folder: Path, strategy: str, failing: Sequence[str]) -> None:
+        self.asked: list[str] = []
+        self.folder, self.failing = folder, failing
+        self.spec = SearchSpec(strategy=strategy, densities=[0.2, 0.4, 0.6, 0.8])  # type: ignore[arg-type]
+
+    def measure_proxy(self, adapter: Adapter, name: str, data: object) -> list[Score]:
+        self.asked.append(name)
+        if any(part in name for part in self.failing):
+            raise NumericError("a loss is NaN")
+        return [
+            Score("mia_auc", "mia", 0.5, "nearer", 10),
+            Score("greedy_match", "forget", 0.1, "lower", 10),
+            Score("greedy_match", "retain", 0.9, "higher", 10),
+        ]
+
+    def explore(self, budget: str | None = None) -> list[str]:
+        """Return the names of the explored candidates."""
+        store = Store(Run(self.folder / "run"))
+        store.scores["base"] = []
+        draw = np.random.default_rng(0)
+        pair = [
+            Adapter(
+                side,
+                {"model.layers.0.q": LowRankDelta(draw.normal(size=(2, 6)).astype("f4"),
+                                                  draw.normal(size=(5, 2)).astype("f4"), 1.0)},
+                {"base_model_name_or_path": "m"},
+            )
+            for side in ("over", "under")
+        ]  # fmt: skip
+        evaluator: Any = lambda: self  # noqa: E731
+        guess: Any = lambda *_: 0.6  # noqa: E731
+        explorer = Explorer(self.spec, parse_objective("mia"), store, evaluator, pair, guess)
+        limit, candidates = parse_budget(budget), grid(self.spec)
+        if self.spec.strategy == "grid":
+            return [c.name for c in explorer.grid(candidates, limit)]
+        if self.spec.strategy == "refine":
+            return [c.name for c in explorer.refine(candidates, limit)]
+        study = OptunaStudy(self.spec, self.folder / "journal", "x")
+        return [c.name for c in explorer.study(study, limit)]
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Explorer, "_data", lambda self: None)
+    monkeypatch.setattr(
+        "mergeforget.search.explore.worst_by", lambda _, measured, keeping: measured
+    )
+
+
+STRATEGIES = ["grid", "refine", "tpe", "nsga2"]
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_failed_candidates_are_evaluated_once_and_the_exploration_ends(
+    tmp_path: Path, strategy: str
+) -> None:
+    exploration = Exploration(tmp_path, strategy, ["ties"])
+    assert exploration.explore() == []
+    assert 3 <= len(exploration.asked) == len(set(exploration.asked)) <= 4
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("strategy", ["tpe", "nsga2"])
+def test_a_resumed_study_does_not_evaluate_failed_candidates_again(
+    tmp_path: Path, strategy: str
+) -> None:
+    exploration = Exploration(tmp_path, strategy, ["d0.20", "d0.60"])
+    found = exploration.explore()
+    assert set(found) <= set(exploration.explore())
+    assert len(exploration.asked) == len(set(exploration.asked)) >= 3
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("budget", "evaluations"), [("2", 2), ("0.000001s", 1)])
+def test_failed_candidates_count_in_the_budget(
+    tmp_path: Path, strategy: str, budget: str, evaluations: int
+) -> None:
+    exploration = Exploration(tmp_path, strategy, ["ties"])
+    assert exploration.explore(budget) == []
+    assert len(exploration.asked) == evaluations
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_candidate_whose_merge_overflows_is_skipped(tmp_path: Path, strategy: str) -> None:
+    exploration = Exploration(tmp_path, strategy, [])
+    spaces: Any = {"densities": [0.5], "spaces": ["delta"], "weights": [[1, 1], [3e38, 3e38]]}
+    exploration.spec = exploration.spec.model_copy(update=spaces)
+    assert exploration.explore() == ["ties-delta-d0.50"]
+    assert exploration.asked == ["ties-delta-d0.50"]
 
 
 def test_studies_find_the_maximum(tmp_path: Path) -> None:

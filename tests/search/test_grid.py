@@ -4,10 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergeforget.candidate import Candidate
 from mergeforget.errors import UsageError
+from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.recipe import SearchSpec
 from mergeforget.search.budget import parse_budget
-from mergeforget.search.grid import ends_first, grid
+from mergeforget.search.grid import ends_first, grid, left_out, usable_densities
+from mergeforget.search.optuna_study import axes
 
 
 @given(st.lists(st.integers(), unique=True))
@@ -58,3 +61,37 @@ def test_budget_in_candidates_and_in_time() -> None:
 def test_an_invalid_budget_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="neither a number of candidates"):
         parse_budget(text)
+
+
+DATA = ["adamerging", "fisher", "perta", "regmean", "regmean_pp"]
+
+
+@pytest.mark.parametrize("method", [*DATA, "arcee_fusion", "nearswap", "passthrough"])
+def test_methods_that_a_search_cannot_run_are_refused_by_name(method: str) -> None:
+    with pytest.raises(UsageError, match=f"with {method}: .*leave {method} out of --methods") as e:
+        grid(SearchSpec(methods=["ties", method]))
+    assert "--data" not in str(e.value) and "--full" not in str(e.value)
+
+
+@pytest.mark.parametrize("method", MERGE_METHODS.names())
+def test_every_other_method_has_candidates(method: str) -> None:
+    if method not in (*DATA, "arcee_fusion", "nearswap", "passthrough"):
+        assert {c.method for c in grid(SearchSpec(methods=[method]))} == {method}
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_densities_that_a_method_cannot_use_are_left_out_with_a_message(method: str) -> None:
+    """Entries are kept with probabilities density -+ 0.15, which must be in (0, 1)."""
+    spec = SearchSpec(methods=[method, "ties"], densities=[0.1, 0.2, 0.8, 0.9, 1.0])
+    found = {c.density for c in grid(spec) if c.method == method}
+    assert found == {0.2, 0.8, 1.0} == set(usable_densities(Candidate(method), spec.densities))
+    assert len([c for c in grid(spec) if c.method == "ties"]) == 5
+    assert left_out(spec) == (
+        f"Leaving out {method}-delta-d0.10, {method}-delta-d0.90: density 0.1 and epsilon 0.15 "
+        "give keep probabilities from -0.05 to 0.25; both must be in (0, 1)."
+    )
+    assert left_out(SearchSpec()) == ""
+    assert axes(spec)["density"] == spec.densities
+    assert axes(spec.model_copy(update={"methods": [method]}))["density"] == [0.2, 0.8, 1.0]
+    with pytest.raises(UsageError, match="give other --densities, or leave"):
+        grid(SearchSpec(methods=[method], densities=[0.1]))
