@@ -27,6 +27,7 @@ INTERNALS: dict[str, list[str]] = {  # our module -> the undocumented interfaces
     ],
     "evaluate/self_check.py": ["transformers.PretrainedConfig._attn_implementation"],
     "fsdp.py": ["transformers.distributed.configuration_utils.DistributedConfig"],
+    "merge/checkpoint/adapter_deltas.py": ["transformers.pytorch_utils.Conv1D"],
     "merge/checkpoint/saved_names.py": [
         "transformers.core_model_loading.revert_weight_conversion",
         "transformers.pytorch_utils.Conv1D",

@@ -111,7 +111,7 @@ def test_an_unknown_key_deep_in_a_training_names_the_nearest(tmp_path: Path) -> 
         ({"loss": "npoo", "on": "forget"}, "train.objective.0: .*Did you mean 'npo'"),
         ({"loss": "npo", "on": "forget", "bata": 1}, "Did you mean 'beta'"),
         ({"loss": "idk", "on": "retain"}, "to the forget set only"),
-        ({"loss": "kl", "on": "retain", "mask": "some"}, "mask must be one of"),
+        ({"loss": "kl", "on": "retain", "mask": "some"}, "mask of 'kl' must be"),
         ({"loss": "kl", "on": "retain", "mask": "all"}, "counts padding"),
     ],
 )
