@@ -117,7 +117,7 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Return whether a value has a type of ``_alternatives``; numbers of numpy are numbers."""
+    """Return whether a value has this type; an integer is a number, and a boolean is neither."""
     if get_origin(kind) is Literal:
         return isinstance(value, Hashable) and value in get_args(kind)
     if kind in (bool, NoneType):

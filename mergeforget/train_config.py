@@ -12,6 +12,7 @@ from mergeforget.parsing import safe_pattern
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+SMOOTHING = ("sam", "gp", "cr")  # directions that limit the sharpness of the forget terms
 
 
 class RecipeSection(BaseModel):
@@ -373,7 +374,7 @@ class Training(RecipeSection):
                 f"dual has no proper effect with direction {self.direction}, which rescales the "
                 "gradients of the terms: leave out dual, or set direction: sum"
             )
-        if self.direction in ("sam", "gp", "cr") and "forget" not in sets:
+        if self.direction in SMOOTHING and "forget" not in sets:
             raise ValueError(
                 f"direction {self.direction} perturbs along the forget gradient: add a forget term"
             )
@@ -395,7 +396,7 @@ class Training(RecipeSection):
             )
         if self._differs("gru_smoothing") and self.direction != "gru":
             raise ValueError("gru_smoothing applies only to direction gru")
-        if self._differs("sam_radius") and self.direction not in ("sam", "gp", "cr"):
+        if self._differs("sam_radius") and self.direction not in SMOOTHING:
             raise ValueError("sam_radius applies only to the directions sam, gp and cr")
         if self._differs("penalty") and self.direction not in ("gp", "cr"):
             raise ValueError("penalty applies only to the directions gp and cr")

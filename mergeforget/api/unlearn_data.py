@@ -20,10 +20,6 @@ Ask = Callable[[Sequence["Row"]], list["Row"]]  # rows without answers -> with t
 
 PROMPTS = ("input", "question", "prompt", "instruction")  # names of a row in memory
 OUTPUTS = ("output", "answer", "answers", "completion", "response")
-PAIRS = {
-    ("input", "output"), ("question", "answer"), ("question", "answers"), ("prompt", "completion"),
-    ("instruction", "output"), ("instruction", "response"), ("prompt", "response"),
-}  # fmt: skip
 QUESTIONS = (  # about one name; the model must forget its own answers to them
     "Who is {name}?",
     "When and where was {name} born?",
@@ -336,9 +332,11 @@ def _as_pair(item: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 
     Such as ``question`` with ``output``; the names of one format are left to its reader.
     """
+    from mergeforget.data.formats import find_format
+
     prompts = [name for name in PROMPTS if name in item]
     outputs = [name for name in OUTPUTS if name in item]
-    if columns or len(prompts) != 1 or len(outputs) != 1 or (prompts[0], outputs[0]) in PAIRS:
+    if columns or len(prompts) != 1 or len(outputs) != 1 or find_format(prompts + outputs, {}):
         return dict(item)
     others = {key: value for key, value in item.items() if key not in (prompts[0], outputs[0])}
     return {"input": item[prompts[0]], "output": item[outputs[0]], **others}

@@ -324,7 +324,7 @@ def json_records(path: Path, text: str) -> Records:
         InputError: The text is a table, or every line looks like a JSON object and one is none.
     """
     lines = [line for line in text.split("\n") if line.strip()]
-    if not lines or not lines[0].lstrip().startswith(("{", "[{", "[")):
+    if not lines or not lines[0].lstrip().startswith(("{", "[")):
         if table := table_in(lines):
             raise InputError(
                 f"{path} looks like {table}, not like a text. Save it as .csv, .tsv or .jsonl with "

@@ -397,8 +397,9 @@ class WeightAverage(TrainerCallback):
         if after < 0 or after % self.average.every:
             return
         weights = [p.detach().float() for p in _trained(model)]
-        old = self.total or [torch.zeros_like(w) for w in weights]
-        self.total = [total + weight for total, weight in zip(old, weights, strict=True)]
+        self.total = self.total or [torch.zeros_like(w) for w in weights]
+        for total, weight in zip(self.total, weights, strict=True):
+            total += weight
         self.steps += 1
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -28,8 +28,8 @@ from mergeforget.train.directions import (
 )
 from mergeforget.train.objective import compute, reads_of
 from mergeforget.train.trainer import UnlearningTrainer
+from mergeforget.train_config import SMOOTHING
 
-SMOOTHING = ("sam", "gp", "cr")  # directions that limit the sharpness of the forget terms
 EMA = "retain_gradient.safetensors"  # file of a checkpoint: GRU's smoothed retain gradient
 
 
