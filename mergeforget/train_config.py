@@ -217,6 +217,9 @@ class Until(RecipeSection):
         also_raw: Also train and measure the forget rows and their twins with raw prompts if the
             run's prompts are chat prompts: a model that forgot in chat may still know with raw
             prompts.
+        forget_variants: Also train and measure the forget rows and their twins in the other chat
+            variants of an evaluation, such as chat without the template's system message: a model
+            that forgot with the system message may still know without it.
         retain_variants: Also train and measure the retain rows in the other prompt variants in
             which the base knows them, such as chat without the template's system message. A row
             is then kept if its answer is exact in every variant in which the base knows it.
@@ -237,6 +240,7 @@ class Until(RecipeSection):
     margin: NotNegative = 0.3
     range_test: bool = True
     also_raw: bool = False
+    forget_variants: bool = False
     retain_variants: bool = False
 
     @model_validator(mode="after")
@@ -462,7 +466,7 @@ class Training(RecipeSection):
         """Return the largest number of steps of a training with ``until``.
 
         Args:
-            rows: Number of forget rows, in every form in which they are trained.
+            rows: Number of forget rows, in at most two forms of prompts; see ``rows_per_pass``.
         """
         assert self.until is not None
         return self.until.max_steps or max(MOST_STEPS, MOST_EPOCHS * self._steps_per_pass(rows))

@@ -285,11 +285,13 @@ def expected_seconds(
     until = None if training is None else training.until
     if training and until:
         steps = training.expected_steps(forget)
-        trained = (2 if until.also_raw else 1) * forget
-        unseen = (2 if until.also_raw else 1) * len(rows.holdout) // 2
+        counted = (2 if until.also_raw else 1) * forget
+        forms = 1 + until.also_raw + until.forget_variants  # usually one variant besides chat
+        trained, unseen = forms * forget, forms * len(rows.holdout) // 2
         kept = (2 if until.retain_variants else 1) * min(SAMPLE, retain)
-        check = min(SAMPLE, trained) + kept + min(SAMPLE, unseen)
-        checks = 2 + steps / training.steps_between_checks(trained)
+        most = max(SAMPLE, SAMPLE // 2 * forms)
+        check = min(most, trained) + kept + min(most, unseen)
+        checks = 2 + steps / training.steps_between_checks(counted)
         pair += row.forward * (checks * check + 3 * (trained + unseen))
     if memorise:
         epochs = recipe.memorise.epochs * (1 if recipe.memorise.stop_at is None else LEARNED)

@@ -27,7 +27,8 @@ class Encoded:
         kinds: PROMPT or ANSWER for each token; the token that ends the answer is part of it.
         row: Index of the example in its set.
         source: Index of the row that the example is made of, among the rows that were tokenised.
-        form: Form of the prompt: 0 for the run's, 1 for a raw prompt that was added.
+        form: Form of the prompt: 0 for the run's, 1 and more for those that were added, such as
+            raw; see ``train/prompt_forms.py``.
         truncated: Number of tokens that were removed.
         weight: Weight of the row; see ``Row``.
         fold: Fold of a forget row, from 0, in layered unlearning; see ``Training``.

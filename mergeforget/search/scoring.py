@@ -20,8 +20,8 @@ def with_level(
 ) -> DocumentLoss:
     """Add the signal ``level``: the NLL of the row's twins minus that of the row, if known.
 
-    A training with ``also_raw`` has levels for each prompt variant; otherwise, the levels of the
-    training's own variant are used for every variant.
+    A training with ``also_raw`` or ``forget_variants`` has levels for each form of prompts; for
+    other variants, the levels of the training's own variant are used.
 
     Args:
         levels: Levels by row id, of the ``forget`` and of the ``unseen`` rows.

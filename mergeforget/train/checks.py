@@ -21,7 +21,7 @@ from mergeforget.train.nlls import (
 )
 from mergeforget.train_config import Until
 
-SAMPLE = 64  # maximum number of rows of a set that are measured
+SAMPLE = 64  # maximum number of examples of a set that are measured; 32 per form if that is more
 ROUNDING = 1e-9  # by which a share may miss its bound: 0.8 * 0.9 > 18 / 25
 UNLIKELY = 0.05  # p-value below which exact forget answers are not attributed to guessing
 
@@ -34,7 +34,7 @@ class Check:
         auc: Probability that the NLL of an unseen row of the selection split exceeds its level by
             more than that of a forget row, averaged over the forms of prompts; None without unseen
             rows.
-        aucs: The same for each form of prompts: the run's, and raw if it is trained, too.
+        aucs: The same for each form of prompts: the run's, and those that are trained, too.
         forget_exact, retain_exact: Share of answers that greedy decoding reproduces; of a retain
             row with several prompt variants, in all of them.
         unseen_exact: The same for unseen rows, whose answers the model can only guess; None if
@@ -133,8 +133,8 @@ class MeasuredSets:
         twins: For each row of ``held`` and ``imitations``, the index of the row of ``forget`` or
             ``unseen`` that it imitates, or -1.
         selected: Indices of the forget rows that are compared with unseen rows; empty means all.
-        forms: For each row of ``forget`` and ``unseen``, the form of its prompt, 0 or 1; empty
-            means that all have the same form.
+        forms: For each row of ``forget`` and ``unseen``, the form of its prompt, see ``Encoded``;
+            empty means that all have the same form.
         retain_places: For each example of ``retain``, the index of its row, of which there may be
             several prompt variants, or -1 if it is only trained; empty means that each is a row.
 
@@ -308,8 +308,9 @@ class MeasuredSets:
     def measure(self, model: Any, step: int) -> Check:
         """Measure the NLL and the exact answers of each set, and the AUC of NLL minus level."""
         forget = self.sets["forget"]
-        everywhere = evenly_spaced(range(len(forget)), SAMPLE)
-        members = evenly_spaced(self.selected, SAMPLE) if self.levels else []
+        size = max(SAMPLE, SAMPLE // 2 * len(set(self.forms["forget"].tolist())))
+        everywhere = evenly_spaced(range(len(forget)), size)
+        members = evenly_spaced(self.selected, size) if self.levels else []
         measured_rows = sorted({*everywhere, *members})
         position = {row: i for i, row in enumerate(measured_rows)}
         forget_nll, exact = read_nlls(model, [forget[row] for row in measured_rows])
@@ -324,7 +325,7 @@ class MeasuredSets:
         )
         if not self.levels:
             return check
-        others = evenly_spaced(range(len(self.sets["unseen"])), SAMPLE)
+        others = evenly_spaced(range(len(self.sets["unseen"])), size)
         unseen_nll, guesses = read_nlls(model, [self.sets["unseen"][row] for row in others])
         excess_of_unseen = unseen_nll - self.levels["unseen"][others]
         excess_of_forget = (
@@ -383,6 +384,15 @@ def mean_by_form(values: Tensor, forms: Tensor, wanted: Tensor) -> Tensor:
     for form in set(forms.tolist()):
         means[wanted == form] = float(values[forms == form].mean())
     return means
+
+
+def rows_per_pass(forget: Sequence[Encoded]) -> int:
+    """Return the number of forget examples in the first two forms of prompts, usually chat and raw.
+
+    Only these count for the length of a pass: most of what a model forgets in one chat variant, it
+    forgets in the others.
+    """
+    return sum(one.form < 2 for one in forget)
 
 
 def evenly_spaced(rows: Sequence[Any], size: int) -> list[Any]:

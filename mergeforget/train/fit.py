@@ -27,7 +27,7 @@ from mergeforget.run import Run
 from mergeforget.train.alternates import alternate_rows
 from mergeforget.train.arguments import arguments, callbacks_of, order_of, steps_per_epoch
 from mergeforget.train.callbacks import Checkpoints, DualWeight, last_checkpoint, save_adapter
-from mergeforget.train.checks import MeasuredSets
+from mergeforget.train.checks import MeasuredSets, rows_per_pass
 from mergeforget.train.dataset import PairedRows, collate_of
 from mergeforget.train.early_stopping import PROXIES
 from mergeforget.train.forward import as_reference, compiled_layers, output_matrix, unwrapped
@@ -36,7 +36,7 @@ from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import any_needs, mask_of
 from mergeforget.train.precision import tensor_cores
-from mergeforget.train.prompt_forms import also_raw, retain_variants
+from mergeforget.train.prompt_forms import other_forms, retain_variants
 from mergeforget.train.reference import Reference, reference_of
 from mergeforget.train.reinforce import reinforce
 from mergeforget.train.samplers import ChunkedSampler
@@ -126,8 +126,8 @@ def train_adapter(
         encoded = encode_sets(tokenizer, sets, training, template, others)
         if training.until:
             sets = row_per_example(sets, encoded, training)
-        if training.until and training.until.also_raw and template.kind == "chat":
-            sets = also_raw(tokenizer, sets, training, template, encoded)
+        if training.until:
+            sets = other_forms(tokenizer, sets, training, template, encoded)
         retain_places: list[int] = []
         if training.until and training.until.retain_variants:
             with as_reference(policy):
@@ -293,7 +293,7 @@ def fit(
     more: dict[str, Any] = {"training": plan} if steering else {}
     one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
     if plan is not None and plan.until is not None:
-        most = plan.most_steps(len(rows))
+        most = plan.most_steps(rows_per_pass(sets["forget"]))
         say(f"{job.stage}: at most {most} steps")
         one_pass = {"max_steps": most}
     trainer = (NGDiffTrainer if steering else UnlearningTrainer)(

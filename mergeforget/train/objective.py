@@ -171,11 +171,12 @@ def _check_helpers(place: str, training: Training) -> None:
             f"{place}: one term reads refusals and another one alternates, but a training has one "
             "replacement answer per question. Leave out one of the two terms."
         )
-    if any_needs(terms, "refusal") and training.until and training.until.also_raw:
-        raise RecipeError(
-            f"{place}: until.also_raw adds forget rows with raw prompts, for which there are no "
-            "refusals. Remove also_raw, or the term that trains on refusals."
-        )
+    for name in ("also_raw", "forget_variants"):
+        if any_needs(terms, "refusal") and training.until and getattr(training.until, name):
+            raise RecipeError(
+                f"{place}: until.{name} adds forget rows with other prompts, for which there are "
+                f"no refusals. Remove {name}, or the term that trains on refusals."
+            )
     if any_needs(terms, "alternate"):
         rows = [s.transform for s in training.transforms if s.on == "forget"]
         if rows or training.until:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from mergeforget.train.memory import (
 )
 from mergeforget.train.objective import any_needs, reads_of
 from mergeforget.train.pair import choose_trained
+from mergeforget.train.prompt_forms import other_forms
 from mergeforget.train.run_rows import add_twins, read_data
 from mergeforget.train.samplers import (
     AlternatingSampler,
@@ -339,14 +340,6 @@ def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
         if "held" in reads_of(training.objective):
             sets["held"] = rows.held or rows.holdout  # without twins some of the holdout are held
         encoded = encode_sets(tokenizer, sets, training, template)
-        if training.until and training.until.also_raw and template.kind == "chat":
-            raw = encode_sets(
-                tokenizer, sets, training, replace(template, kind="none", system=None)
-            )
-            encoded |= {
-                name: [*encoded[name], *(replace(one, form=1) for one in raw[name])]
-                for name in ("forget", "held")
-                if name in encoded
-            }
+        other_forms(tokenizer, sets, training, template, encoded)
         plans[key] = plan(recipe.model, encoded, training, flops)
     return plans

@@ -21,44 +21,81 @@ from mergeforget.train.checks import SAMPLE, evenly_spaced
 from mergeforget.train.nlls import read_nlls
 from mergeforget.train.tokenize import COMPARED, encode_set
 
-RAW_MARK = "@raw"  # suffix of the id of a row that also gets a raw prompt
 
-
-def also_raw(
+def other_forms(
     tokenizer: Any,
     sets: Mapping[str, Sequence[Row]],
     training: Training,
     template: PromptTemplate,
     encoded: dict[str, list[Encoded]],
 ) -> dict[str, list[Row]]:
-    """Add raw prompts of the forget rows, their twins and the unseen rows to ``encoded``.
+    """Add the other forms of prompts of the forget rows, their twins and the unseen rows.
 
-    An example with the same tokens in both forms, such as a document without a prompt, is not
-    added.
+    These are raw prompts with ``until.also_raw``, and the chat variants of an evaluation with
+    ``until.forget_variants``. An example with the same tokens in both forms, such as a document
+    without a prompt, is not added.
 
     Args:
         sets: The row of each example; see ``row_per_example``.
+        template: Template of the prompts; nothing is added to raw prompts.
 
     Returns:
-        The row of each example, ``ID@raw`` for those that were added.
+        The row of each example, ``ID@VARIANT`` for those that were added, such as ``a@raw``.
     """
-    raw = replace(template, kind="none", system=None)
     rows_by_set = {name: list(rows) for name, rows in sets.items()}
-    for name in (name for name in COMPARED if name in sets):
-        own, rows = encoded[name], rows_by_set[name]
-        if len(rows) == len(own):  # otherwise a transform makes other rows of these
-            rows = list({o.source: row for o, row in zip(own, rows, strict=True)}.values())
-        known = {tuple(one.ids) for one in own}
-        more = encode_set(tokenizer, rows, name, training, raw)
-        added = [one for one in more if tuple(one.ids) not in known]
-        encoded[name] = own + [
-            replace(one, row=len(own) + place, form=1) for place, one in enumerate(added)
-        ]
-        if len(sets[name]) == len(own):
-            rows_by_set[name] += [
-                replace(rows[one.source], id=f"{rows[one.source].id}{RAW_MARK}") for one in added
+    form = 0
+    for variant in forms_to_add(tokenizer, sets, training, template):
+        try:
+            more = {
+                name: encode_set(tokenizer, _sources(sets[name], encoded[name]), name, training,
+                                 variant)
+                for name in COMPARED
+                if name in sets
+            }  # fmt: skip
+        except InputError as error:
+            say(f"The forget rows are not trained in {variant.name}: {error}")
+            continue
+        known = {name: {tuple(one.ids) for one in encoded[name]} for name in more}
+        new = {name: [one for one in found if tuple(one.ids) not in known[name]]
+               for name, found in more.items()}  # fmt: skip
+        form += any(new.values())
+        for name, added in new.items():
+            own, rows = encoded[name], _sources(sets[name], encoded[name])
+            one_each = len(rows_by_set[name]) == len(own)
+            encoded[name] = own + [
+                replace(one, row=len(own) + place, form=form) for place, one in enumerate(added)
             ]
+            if one_each:
+                rows_by_set[name] += [
+                    replace(rows[one.source], id=f"{rows[one.source].id}@{variant.name}")
+                    for one in added
+                ]
     return rows_by_set
+
+
+def forms_to_add(
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[Row]],
+    training: Training,
+    template: PromptTemplate,
+) -> list[PromptTemplate]:
+    """Return the forms of prompts that forget rows have besides the run's; the first is form 1."""
+    until = training.until
+    if until is None or template.kind != "chat":
+        return []
+    found = [replace(template, kind="none", system=None)] if until.also_raw else []
+    if until.forget_variants:
+        variants = prompt_variants(template, tokenizer, sets["forget"], rendered=False)[1:]
+        found += [one for one in variants if one.kind == "chat" and not one.thinking]
+    return found
+
+
+def _sources(rows: Sequence[Row], examples: Sequence[Encoded]) -> list[Row]:
+    """Return the rows that the examples of the run's form of prompts were made of."""
+    own = [one for one in examples if one.form == 0]
+    if len(rows) == len(own):  # otherwise a transform makes other rows of these
+        return list({one.source: row for one, row in zip(own, rows, strict=True)}.values())
+    return list(rows)
 
 
 def retain_variants(

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerState
 from mergeforget.console import say
 from mergeforget.distributed import gather, on_main
 from mergeforget.files import read_jsonl, reading
-from mergeforget.train.checks import Check, MeasuredSets, answers_forgotten, met
+from mergeforget.train.checks import Check, MeasuredSets, answers_forgotten, met, rows_per_pass
 from mergeforget.train.forward import as_reference, unwrapped
 from mergeforget.train_config import Training, Until
 
@@ -64,7 +64,7 @@ class UntilController(TrainerCallback):
     ) -> None:
         assert training.until is not None
         self.until, self.under = training.until, under
-        self.every = training.steps_between_checks(len(measured.sets["forget"]))
+        self.every = training.steps_between_checks(rows_per_pass(measured.sets["forget"]))
         self.measured = measured
         self.stage, self.folder, self.history, self.save = stage, folder, history, save
         self.rate = self.first_rate = self.recipe_rate = training.learning_rate

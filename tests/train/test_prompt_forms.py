@@ -16,9 +16,9 @@ from mergeforget.files import read_jsonl
 from mergeforget.models import load_model
 from mergeforget.recipe import load_recipe
 from mergeforget.train import checks
-from mergeforget.train.checks import MeasuredSets
+from mergeforget.train.checks import MeasuredSets, rows_per_pass
 from mergeforget.train.fit import levels_by_row
-from mergeforget.train.prompt_forms import also_raw, retain_variants
+from mergeforget.train.prompt_forms import other_forms, retain_variants
 from mergeforget.train.tokenize import encode_set, encode_sets, row_per_example, twin_places
 
 TRAINING = load_recipe("level").pair.over  # type: ignore[union-attr]
@@ -31,35 +31,78 @@ def test_documents_without_a_prompt_are_not_trained_twice() -> None:
     chat = PromptTemplate.resolve(tokenizer, "chat")
     sets = {"forget": rows}
     encoded = encode_sets(tokenizer, sets, TRAINING, chat)
-    with_raw = also_raw(tokenizer, sets, TRAINING, chat, encoded)
-    assert [row.id for row in with_raw["forget"]] == ["a", "b", "b@raw"]
-    assert [one.row for one in encoded["forget"]] == [0, 1, 2]
+    with_raw = other_forms(tokenizer, sets, TRAINING, chat, encoded)
+    assert [row.id for row in with_raw["forget"]] == ["a", "b", "b@raw", "b@chat-system"]
+    assert [one.row for one in encoded["forget"]] == [0, 1, 2, 3]
+    assert [one.form for one in encoded["forget"]] == [0, 0, 1, 2]
 
 
 def test_windows_of_a_long_document_are_examples_of_their_own() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
-    long = " ".join(["it is red and green"] * 12)
+    long = " ".join(["it is red and green"] * 36)
     rows = [Row("a", "", long, window="whole"), Row("b", "who is it?", "it is red")]
-    twins = [Row("twin0:a", "", long.replace("red", "blue"), window="whole"),
+    twins = [Row("twin0:a", "", long.replace("red", "tan"), window="whole"),
              Row("twin0:b", "who is it?", "it is blue")]  # fmt: skip
     chat = PromptTemplate.resolve(tokenizer, "chat")
-    training = TRAINING.model_copy(update={"max_length": 24})
+    training = TRAINING.model_copy(update={"max_length": 120})
     sets = {"forget": rows, "held": twins}
     encoded = encode_sets(tokenizer, sets, training, chat)
     windows = len(encoded["forget"]) - 1
     assert windows > 2
     by_example = row_per_example(sets, encoded, training)
     assert [row.id for row in by_example["forget"]] == ["a"] * windows + ["b"]
-    with_raw = also_raw(tokenizer, by_example, training, chat, encoded)
+    with_raw = other_forms(tokenizer, by_example, training, chat, encoded)
     for name in sets:
         last = sets[name][1].id
-        assert [row.id for row in with_raw[name]][windows:] == [last, f"{last}@raw"]
-        assert [one.row for one in encoded[name]] == list(range(windows + 2))
-        assert [one.form for one in encoded[name]] == [0] * (windows + 1) + [1]
-    assert twin_places(with_raw, encoded, "held", "forget") == list(range(windows + 2))
-    levels = levels_by_row(with_raw["forget"], encoded["forget"], [1.0] * windows + [2.0, 3.0])
-    assert levels == {"a": 1.0, "b": 2.0, "b@raw": 3.0}
+        forms = [last, f"{last}@raw", f"{last}@chat-system"]
+        assert [row.id for row in with_raw[name]][windows:] == forms
+        assert [one.row for one in encoded[name]] == list(range(windows + 3))
+        assert [one.form for one in encoded[name]] == [0] * (windows + 1) + [1, 2]
+    assert twin_places(with_raw, encoded, "held", "forget") == list(range(windows + 3))
+    nlls = [1.0] * windows + [2.0, 3.0, 4.0]
+    levels = levels_by_row(with_raw["forget"], encoded["forget"], nlls)
+    assert levels == {"a": 1.0, "b": 2.0, "b@raw": 3.0, "b@chat-system": 4.0}
+    assert rows_per_pass(encoded["forget"]) == windows + 2  # chat variants do not make it longer
+
+
+@pytest.mark.parametrize(
+    ("also_raw", "variants", "forms"),
+    [(True, True, ["raw", "chat-no-system"]), (True, False, ["raw"]),
+     (False, True, ["chat-no-system"]), (False, False, [])],
+)  # fmt: skip
+def test_forget_rows_are_trained_in_the_forms_that_an_evaluation_asks(
+    also_raw: bool, variants: bool, forms: list[str]
+) -> None:
+    tokenizer = build_tokenizer()
+    default = "{% if messages[0].role != 'system' %}{{ 'Be kind. ' * 9 }}{% endif %}"
+    tokenizer.chat_template = default + CHAT_TEMPLATE
+    chat = PromptTemplate.resolve(tokenizer, "chat")
+    until = TRAINING.until.model_copy(  # type: ignore[union-attr]
+        update={"also_raw": also_raw, "forget_variants": variants}
+    )
+    training = TRAINING.model_copy(update={"until": until})
+    sets = {"forget": [Row("a", "who?", "it")], "unseen": [Row("b", "what?", "red")]}
+    encoded = encode_sets(tokenizer, sets, training, chat)
+    rows = other_forms(tokenizer, sets, training, chat, encoded)
+    assert [row.id for row in rows["forget"]] == ["a", *(f"a@{form}" for form in forms)]
+    assert [row.id for row in rows["unseen"]] == ["b", *(f"b@{form}" for form in forms)]
+    assert [one.form for one in encoded["unseen"]] == list(range(1 + len(forms)))
+    texts = [tokenizer.decode(one.ids) for one in encoded["forget"]]
+    assert ["Be kind." in text for text in texts] == [True] + [False] * len(forms)
+
+
+def test_a_form_that_is_not_rendered_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = build_tokenizer()
+    refuses = "{% if m.content.startswith('You are') %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("%}", "%}" + refuses, 1)
+    chat = PromptTemplate.resolve(tokenizer, "chat")
+    sets = {"forget": [Row("a", "who?", "it")]}
+    encoded = encode_sets(tokenizer, sets, TRAINING, chat)
+    rows = other_forms(tokenizer, sets, TRAINING, chat, encoded)
+    assert [row.id for row in rows["forget"]] == ["a", "a@raw"]
+    assert [one.form for one in encoded["forget"]] == [0, 1]
+    assert "not trained in chat-system" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["chat", "none"])

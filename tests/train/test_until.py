@@ -166,7 +166,10 @@ def test_refusals_answer_one_form_of_prompts() -> None:
     idk = "pair.over.objective=[{loss: idk, on: forget}, {loss: gd, on: retain}]"
     with pytest.raises(RecipeError, match="also_raw"):
         check_recipe(load_recipe("level", [idk]))
-    check_recipe(load_recipe("level", [idk, "pair.over.until.also_raw=false"]))
+    chat_only = [idk, "pair.over.until.also_raw=false"]
+    with pytest.raises(RecipeError, match="forget_variants"):
+        check_recipe(load_recipe("level", chat_only))
+    check_recipe(load_recipe("level", [*chat_only, "pair.over.until.forget_variants=false"]))
 
 
 def test_forget_rows_of_a_chat_model_are_trained_and_measured_raw_as_well(
@@ -181,6 +184,7 @@ def test_forget_rows_of_a_chat_model_are_trained_and_measured_raw_as_well(
         recipe = recipe_of(knowing, "pair.over.until.max_steps=8", "pair.over.learning_rate=1e-3",
                            "pair.over.until.auc_at_most=0",
                            "pair.under.until={retain_kept: 0}",
+                           "pair.over.until.forget_variants=false",
                            f"pair.over.until.also_raw={str(raw).lower()}")  # fmt: skip
         recipe = change(recipe, model={"name": str(folder)})
         run = train_pair(recipe, Run(tmp_path / f"run-{raw}"))
