@@ -574,12 +574,18 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
             f"There is no file {path}, and data sets from the Hub need the package datasets: "
             f"{INSTALL}"
         ) from error
+    saved = any((path / file).is_file() for file in SAVED)
     try:
-        if any((path / file).is_file() for file in SAVED):
+        if saved:
             dataset = datasets.load_from_disk(str(path))
         else:
             dataset = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # for example an unknown name, no network, or a refused script
+        if saved:
+            raise InputError(
+                f"The data set saved in {path} could not be loaded: {reason_of(error)} The package "
+                f"datasets cannot load a split without rows; name another one: {path}/SPLIT."
+            ) from error
         raise InputError(
             f"There is no file {path}, and the data set {name!r} could not be loaded from the hub: "
             f"{reason_of(error)} Check the path, the name and the connection; "

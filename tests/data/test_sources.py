@@ -107,6 +107,11 @@ def test_a_saved_or_local_data_set_gives_the_split_that_is_named(
     text_file(folder, "question,answer\na?,b\n", "more.csv")
     with pytest.raises(InputError, match="data files of several types"):
         read_rows(folder)
+    empty = {"train": datasets.Dataset.from_dict({"question": [], "answer": []})} | parts
+    datasets.DatasetDict(empty).save_to_disk(tmp_path / "empty")
+    with pytest.raises(InputError, match="saved in .* a split without rows; name another one"):
+        read_rows(tmp_path / "empty")
+    assert read_rows(tmp_path / "empty" / "retain")[0].output == "retain"
 
 
 def test_a_path_in_a_list_and_a_text_in_place_of_a_file_are_refused(
