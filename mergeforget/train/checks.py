@@ -87,10 +87,7 @@ def met(check: Check, until: Until, base: Check) -> bool:
         and (high is None or highest is not None and highest <= high)
         and answers_forgotten(check, until)
         and check.forget_nll - base.forget_nll >= until.forget_risen
-        and (
-            until.retain_kept is None
-            or check.retain_exact >= until.retain_kept * base.retain_exact - ROUNDING
-        )
+        and answers_kept(check, until, base)
     )  # fmt: skip
 
 
@@ -98,6 +95,12 @@ def answers_forgotten(check: Check, until: Until) -> bool:
     """Return whether few enough forget answers are exact, or guessing explains them."""
     most = until.forget_exact
     return most is None or check.forget_exact <= most + ROUNDING or check.guess_p >= UNLIKELY
+
+
+def answers_kept(check: Check, until: Until, base: Check) -> bool:
+    """Return whether as many retain answers are exact as ``until`` requires."""
+    kept = until.retain_kept
+    return kept is None or check.retain_exact >= kept * base.retain_exact - ROUNDING
 
 
 def guess_probability(exact: Sequence[bool], shares: Sequence[float]) -> float:

@@ -18,7 +18,14 @@ from transformers import TrainerCallback, TrainerState
 from mergeforget.console import say
 from mergeforget.distributed import gather, on_main
 from mergeforget.files import read_jsonl, reading
-from mergeforget.train.checks import Check, MeasuredSets, answers_forgotten, met, rows_per_pass
+from mergeforget.train.checks import (
+    Check,
+    MeasuredSets,
+    answers_forgotten,
+    answers_kept,
+    met,
+    rows_per_pass,
+)
 from mergeforget.train.forward import as_reference, unwrapped
 from mergeforget.train_config import Training, Until
 
@@ -26,6 +33,7 @@ STEPS_AHEAD = 8  # number of equal steps that the range test takes at once
 SLOWER, FASTER = (0.5, 0.25), (2.0, 4.0, 8.0)  # rates of the range test, relative to the first
 COST = 0.05  # maximum rise of the retain NLL in the range test, in nats
 HARMED = 0.1  # rise of the retain NLL, in nats, above which the learning rate decreases
+BALANCE, MOST_BALANCE = 0.05, 8.0  # nats per unit of the factor of retain terms, and its maximum
 SPOILED = 0.3  # the same, above which steps at more than the recipe's rate are repeated
 FELL = 0.05  # fall of the AUC since the last check that counts as progress
 CLOSE = 0.1  # distance from the target, in nats, at which it counts as reached
@@ -63,7 +71,7 @@ class UntilController(TrainerCallback):
         under: Until | None = None,
     ) -> None:
         assert training.until is not None
-        self.until, self.under = training.until, under
+        self.training, self.until, self.under = training, training.until, under
         self.every = training.steps_between_checks(rows_per_pass(measured.sets["forget"]))
         self.measured = measured
         self.stage, self.folder, self.history, self.save = stage, folder, history, save
@@ -146,6 +154,36 @@ class UntilController(TrainerCallback):
             last = [line for line in lines if "until" in line and line["until"]["step"] == step]
             return bool(last) and last[-1]["until"]["decision"] in ENDED
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Multiply the weights of the retain terms by ``retain_factor``."""
+        factor, dual = self.retain_factor, self.training.dual
+        weights = {
+            term.label: term.weight * factor
+            for term in self.training.objective
+            if term.on == "retain" and not (dual and dual.term == term.label)
+        }
+        self.trainer.terms = [
+            term.model_copy(update={"weight": weights[term.label]})
+            if term.label in weights
+            else term
+            for term in self.trainer.terms
+        ]
+
+    @property
+    def retain_factor(self) -> float:
+        """Factor of the weights of retain terms while fewer answers are kept than required.
+
+        It is 1 up to 8, proportional to the rise of the retain NLL. Forget and retain rows of one
+        kind, such as TOFU's authors, share what is to be forgotten: with a constant weight, all
+        retain answers were lost at any learning rate.
+        """
+        assert self.base is not None
+        check = self.checks[-1]
+        if answers_kept(check, self.until, self.base):
+            return 1.0
+        risen = check.retain_nll - self.base.retain_nll
+        return min(MOST_BALANCE, max(1.0, risen / BALANCE))
+
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
     ) -> None:
@@ -172,7 +210,8 @@ class UntilController(TrainerCallback):
         self._set_targets()
         line = asdict(check) | {"decision": decision, "learning_rate": self.rate}
         self.trainer._more["until"] = line | {
-            "offsets": list(self.offsets), "first_rate": self.first_rate
+            "offsets": list(self.offsets), "first_rate": self.first_rate,
+            "retain_factor": self.retain_factor,
         }  # fmt: skip
         if decision in ENDED:
             self.outcome = decision

@@ -14,7 +14,7 @@ from test_until import BASE
 from mergeforget.recipe import load_recipe
 from mergeforget.train import until
 from mergeforget.train.checks import Check, MeasuredSets, met
-from mergeforget.train_config import Until
+from mergeforget.train_config import Dual, Until
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,35 @@ def test_an_interval_that_spoils_retain_rows_at_a_high_rate_is_repeated(
     check = replace(BASE, step=8, auc=0.6, retain_nll=BASE.retain_nll + risen)
     assert control._decide(check, last) == decision
     assert control.rate == pytest.approx(rate * recipe)
+
+
+@pytest.mark.parametrize(
+    ("risen", "exact", "factor"),
+    [(-0.2, 0.5, 1.0), (0.05, 0.5, 1.0), (0.15, 0.5, 3.0), (2.0, 0.0, 8.0), (2.0, 0.9, 1.0)],
+)
+def test_retain_terms_weigh_more_while_answers_are_lost(
+    risen: float, exact: float, factor: float, tmp_path: Path
+) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    check = replace(BASE, retain_nll=BASE.retain_nll + risen, retain_exact=exact)
+    control.base, control.checks = BASE, [check]
+    assert control.retain_factor == pytest.approx(factor)
+    control.trainer = SimpleNamespace(terms=list(control.training.objective))
+    for _ in range(2):  # the recipe's weight is multiplied, not the last one
+        control.on_step_begin(None, None, None)
+    weights = {term.label: term.weight for term in control.trainer.terms}
+    assert weights == {"level_forget": 1.0, "gd_retain": pytest.approx(5 * factor),
+                       "hold_held": 3.0}  # fmt: skip
+
+
+def test_a_dual_weight_is_not_multiplied(tmp_path: Path) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    dual = Dual(term="gd_retain", limit=0.1, step=1.0)
+    control.training = control.training.model_copy(update={"dual": dual})
+    control.base, control.checks = BASE, [replace(BASE, retain_nll=9.0, retain_exact=0.0)]
+    control.trainer = SimpleNamespace(terms=list(control.training.objective))
+    control.on_step_begin(None, None, None)
+    assert control.trainer.terms == control.training.objective
 
 
 def controller_of(folder: Path, measured: MeasuredSets) -> until.UntilController:
