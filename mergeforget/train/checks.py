@@ -22,6 +22,7 @@ from mergeforget.train.nlls import (
 from mergeforget.train_config import Until
 
 SAMPLE = 64  # maximum number of examples of a set that are measured; 32 per form if that is more
+SLACK = 0.1  # by which the AUC of one form of prompts may exceed the bound on their mean
 ROUNDING = 1e-9  # by which a share may miss its bound: 0.8 * 0.9 > 18 / 25
 UNLIKELY = 0.05  # p-value below which exact forget answers are not attributed to guessing
 
@@ -80,15 +81,26 @@ class Check:
 
 def met(check: Check, until: Until, base: Check) -> bool:
     """Return whether a check satisfies the condition of ``until``; see ``Until``."""
-    lowest, highest = check.lowest_auc, check.highest_auc
-    low, high = until.auc_at_least, until.auc_at_most
+    lowest, low = check.lowest_auc, until.auc_at_least
     return (
         (low is None or lowest is not None and lowest >= low)
-        and (high is None or highest is not None and highest <= high)
+        and low_enough(check, until.auc_at_most)
         and answers_forgotten(check, until)
         and check.forget_nll - base.forget_nll >= until.forget_risen
         and answers_kept(check, until, base)
     )  # fmt: skip
+
+
+def low_enough(check: Check, high: float | None) -> bool:
+    """Return whether the mean AUC of the forms of prompts is at most ``high``, if that is given.
+
+    The AUC of each form may exceed it by ``SLACK``: it is measured on few rows, so that the
+    highest of several is above the true one.
+    """
+    highest = check.highest_auc
+    if high is None or highest is None or check.auc is None:
+        return high is None
+    return check.auc <= high and highest <= high + SLACK
 
 
 def answers_forgotten(check: Check, until: Until) -> bool:

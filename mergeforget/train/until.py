@@ -23,6 +23,7 @@ from mergeforget.train.checks import (
     MeasuredSets,
     answers_forgotten,
     answers_kept,
+    low_enough,
     met,
     rows_per_pass,
 )
@@ -278,7 +279,8 @@ class UntilController(TrainerCallback):
         if moved:
             return "move target"
         slow = not self._progressed(check, before) and max(self._gaps(check)) > 2 * CLOSE
-        if risen <= HARMED and slow:
+        short = not met(check, self.until.model_copy(update={"retain_kept": None}), self.base)
+        if risen <= HARMED and slow and short:
             if self.rate < self.until.largest_rate:
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
                 return "grow"
@@ -377,9 +379,10 @@ class UntilController(TrainerCallback):
         assert self.base is not None
         risen = check.forget_nll - self.base.forget_nll >= self.until.forget_risen
         known = not risen or not answers_forgotten(check, self.until)
+        reached = low_enough(check, high)
         for form, gap in enumerate(self._gaps(check)):
             auc = check.aucs[form] if form < len(check.aucs) else check.auc
-            too_high = high is not None and (auc is None or auc > high)
+            too_high = not reached and (high is None or auc is None or auc > high)
             too_low = auc is not None and low is not None and auc < low
             far_below = auc is not None and high is not None and low is None and auc < high - FAR
             if too_low or (far_below and not known):

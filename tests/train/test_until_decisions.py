@@ -25,7 +25,9 @@ from mergeforget.train_config import Dual, Until
         ({"auc": None}, {"auc_at_most": 0.35}, False),
         ({"auc": 0.6}, {"auc_at_least": 0.6}, True),
         ({"auc": 0.9}, {"auc_at_least": 0.6, "auc_at_most": 0.8}, False),
-        ({"auc": 0.4, "aucs": (0.3, 0.5)}, {"auc_at_most": 0.45}, False),  # in one form only
+        ({"auc": 0.4, "aucs": (0.3, 0.5)}, {"auc_at_most": 0.45}, True),
+        ({"auc": 0.4, "aucs": (0.2, 0.6)}, {"auc_at_most": 0.45}, False),  # too high in one form
+        ({"auc": 0.5, "aucs": (0.5, 0.5)}, {"auc_at_most": 0.45}, False),
         ({"auc": 0.6, "aucs": (0.5, 0.7)}, {"auc_at_least": 0.55}, False),
         ({"auc": 0.6, "aucs": (0.56, 0.64)}, {"auc_at_least": 0.55}, True),
         ({"forget_exact": 0.1}, {"forget_exact": 0.0}, False),
@@ -253,7 +255,7 @@ def test_a_form_of_prompts_waits_for_the_other(
     assert control.trainer.levels["forget"].tolist() == pytest.approx(list(targets))
 
 
-@pytest.mark.parametrize("rows, every, steps", [(3, None, 4), (24, None, 4), (48, None, 9),
+@pytest.mark.parametrize("rows, every, steps", [(3, None, 5), (24, None, 5), (48, None, 9),
                                                 (80, None, 15), (80, 2, 2)])  # fmt: skip
 def test_checks_are_three_quarters_of_a_pass_apart(
     rows: int, every: int | None, steps: int

@@ -95,7 +95,7 @@ def test_a_killed_training_still_has_the_snapshots_of_its_last_checkpoint(
 
     monkeypatch.setattr(MeasuredSets, "measure", spoiled)
     monkeypatch.setattr(Checkpoints, "on_step_end", kill)
-    recipe = recipe_of(knowing, "pair.over.until.max_steps=24")
+    recipe = recipe_of(knowing, "pair.over.until.max_steps=24", "pair.over.until.every=4")
     run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train_single(recipe, run, checkpoint_seconds=1e6)
