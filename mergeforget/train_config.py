@@ -187,16 +187,16 @@ class Until(RecipeSection):
 
     AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
     row. The condition is ``auc_at_least <= AUC`` in each form of prompts, a mean AUC of at most
-    ``auc_at_most`` and one of at most 0.1 more in each form, ``exact <= forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
-    share of answers that greedy decoding reproduces. The bound ``forget_exact`` is also met if
-    guessing explains the exact answers, given the share of twins that the base answers exactly.
-    These are measured in checks:
+    ``auc_at_most`` and one of at most 0.1 more in each form, ``exact <= forget_exact`` and ``retain
+    exact >= retain_kept * (retain exact of the base)``; "exact" is the share of answers that greedy
+    decoding reproduces. The bound ``forget_exact`` is also met if guessing explains the exact
+    answers, given the share of twins that the base answers exactly. These are measured in checks:
 
     * if the retain NLL rose by more than ``collapse`` nats, or 0.3 nats at a rate above
       ``learning_rate``, the weights of the last check are restored and the learning rate is
       halved, at most ``back_offs`` times;
-    * if the forget NLL rose by less than ``slow`` nats and the AUC fell by less than 0.05, the
-      learning rate is multiplied by ``growth``;
+    * if the forget NLL rose by less than ``slow`` nats, the AUC fell by less than 0.05, and more is
+      missing than retain answers, the learning rate is multiplied by ``growth``;
     * if the retain NLL rose by more than 0.1 nats, the learning rate is halved, but not below
       ``learning_rate``, or the rate of the range test if that is lower;
     * while fewer retain answers are exact than ``retain_kept`` requires, the weights of retain
