@@ -200,8 +200,8 @@ class Until(RecipeSection):
     * if the retain NLL rose by more than 0.1 nats, the learning rate is halved, but not below
       ``learning_rate``, or the rate of the range test if that is lower;
     * while fewer retain answers are exact than ``retain_kept`` requires, the weights of retain
-      terms are multiplied by a factor of 1 to 8, proportional to the rise of the retain NLL, unless
-      ``dual`` controls them;
+      terms are multiplied by a factor of 1 to 8, proportional to the rise of the retain NLL and at
+      least 4 if nothing else is missing, unless ``dual`` controls them;
     * if the forget rows are more than 0.5 nats beyond their target, the learning rate is halved,
       and a condition that holds with an AUC more than 0.25 below ``auc_at_most`` ends the training
       only after four more checks;

@@ -35,6 +35,7 @@ SLOWER, FASTER = (0.5, 0.25), (2.0, 4.0, 8.0)  # rates of the range test, relati
 COST = 0.05  # maximum rise of the retain NLL in the range test, in nats
 HARMED = 0.1  # rise of the retain NLL, in nats, above which the learning rate decreases
 BALANCE, MOST_BALANCE = 0.05, 8.0  # nats per unit of the factor of retain terms, and its maximum
+LAST_BALANCE = 4.0  # least factor of retain terms if only retain answers are missing
 SPOILED = 0.3  # the same, above which steps at more than the recipe's rate are repeated
 FELL = 0.05  # fall of the AUC since the last check that counts as progress
 CLOSE = 0.1  # distance from the target, in nats, at which it counts as reached
@@ -174,16 +175,22 @@ class UntilController(TrainerCallback):
     def retain_factor(self) -> float:
         """Factor of the weights of retain terms while fewer answers are kept than required.
 
-        It is 1 up to 8, proportional to the rise of the retain NLL. Forget and retain rows of one
-        kind, such as TOFU's authors, share what is to be forgotten: with a constant weight, all
-        retain answers were lost at any learning rate.
+        It is 1 up to 8, proportional to the rise of the retain NLL, and at least 4 if nothing else
+        is missing. Forget and retain rows of one kind, such as TOFU's authors, share what is to be
+        forgotten: with a constant weight, all retain answers were lost at any learning rate.
         """
         assert self.base is not None
         check = self.checks[-1]
         if answers_kept(check, self.until, self.base):
             return 1.0
         risen = check.retain_nll - self.base.retain_nll
-        return min(MOST_BALANCE, max(1.0, risen / BALANCE))
+        least = LAST_BALANCE if self._only_retention_lacks(check) else 1.0
+        return min(MOST_BALANCE, max(least, risen / BALANCE))
+
+    def _only_retention_lacks(self, check: Check) -> bool:
+        """Return whether a check satisfies the condition, except perhaps for retained answers."""
+        assert self.base is not None
+        return met(check, self.until.model_copy(update={"retain_kept": None}), self.base)
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
@@ -279,8 +286,7 @@ class UntilController(TrainerCallback):
         if moved:
             return "move target"
         slow = not self._progressed(check, before) and max(self._gaps(check)) > 2 * CLOSE
-        short = not met(check, self.until.model_copy(update={"retain_kept": None}), self.base)
-        if risen <= HARMED and slow and short:
+        if risen <= HARMED and slow and not self._only_retention_lacks(check):
             if self.rate < self.until.largest_rate:
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
                 return "grow"

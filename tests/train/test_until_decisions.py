@@ -113,11 +113,23 @@ def test_retain_terms_weigh_more_while_answers_are_lost(
     control.base, control.checks = BASE, [check]
     assert control.retain_factor == pytest.approx(factor)
     control.trainer = SimpleNamespace(terms=list(control.training.objective))
+    control.until = control.until.model_copy(update={"auc_at_most": 0.0})
     for _ in range(2):  # the recipe's weight is multiplied, not the last one
         control.on_step_begin(None, None, None)
     weights = {term.label: term.weight for term in control.trainer.terms}
     assert weights == {"level_forget": 1.0, "gd_retain": pytest.approx(5 * factor),
                        "hold_held": 3.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("missing, factor", [({}, 4.0), ({"auc": 0.5}, 1.0),
+                                             ({"forget_exact": 0.1}, 1.0)])  # fmt: skip
+def test_retain_terms_weigh_more_if_nothing_else_is_missing(
+    missing: dict[str, Any], factor: float, tmp_path: Path
+) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    check = replace(BASE, auc=0.4, forget_exact=0.0, retain_exact=0.5)
+    control.base, control.checks = BASE, [replace(check, **missing)]
+    assert control.retain_factor == factor
 
 
 def test_a_dual_weight_is_not_multiplied(tmp_path: Path) -> None:
