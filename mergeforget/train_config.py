@@ -186,22 +186,23 @@ class Until(RecipeSection):
     """Train until a condition on the selection split holds, instead of a number of epochs.
 
     AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
-    row. The condition is ``auc_at_least <= AUC`` in each form of prompts, a mean AUC of at most
-    ``auc_at_most`` and one of at most 0.1 more in each form, ``exact <= forget_exact`` and ``retain
-    exact >= retain_kept * (retain exact of the base)``; "exact" is the share of answers that greedy
-    decoding reproduces. The bound ``forget_exact`` is also met if guessing explains the exact
-    answers, given the share of twins that the base answers exactly. These are measured in checks:
+    row. The condition is ``auc_at_least <= AUC <= auc_at_most + 0.1`` in each form of prompts,
+    ``mean AUC <= auc_at_most`` over the forms, ``exact <= forget_exact`` and ``retain exact >=
+    retain_kept * (retain exact of the base)``; "exact" is the share of answers that greedy decoding
+    reproduces. The bound ``forget_exact`` is also met if guessing explains the exact answers, given
+    the share of twins that the base answers exactly. These are measured in checks:
 
     * if the retain NLL rose by more than ``collapse`` nats, or 0.3 nats at a rate above
       ``learning_rate``, the weights of the last check are restored and the learning rate is
       halved, at most ``back_offs`` times;
-    * if the forget NLL rose by less than ``slow`` nats, the AUC fell by less than 0.05, and more is
-      missing than retain answers, the learning rate is multiplied by ``growth``;
+    * if the forget NLL rose by less than ``slow`` nats, the AUC fell by less than 0.05, and a part
+      of the condition other than ``retain_kept`` does not hold, the learning rate is multiplied by
+      ``growth``;
     * if the retain NLL rose by more than 0.1 nats, the learning rate is halved, but not below
       ``learning_rate``, or the rate of the range test if that is lower;
     * while fewer retain answers are exact than ``retain_kept`` requires, the weights of retain
       terms are multiplied by a factor of 1 to 8, proportional to the rise of the retain NLL and at
-      least 4 if nothing else is missing, unless ``dual`` controls them;
+      least 4 if the rest of the condition holds, unless ``dual`` controls them;
     * if the forget rows are more than 0.5 nats beyond their target, the learning rate is halved,
       and a condition that holds with an AUC more than 0.25 below ``auc_at_most`` ends the training
       only after four more checks;

@@ -272,7 +272,7 @@ def expected_seconds(
     search measures six models in full and five by their likelihoods, as long as eight in full, with
     three kinds of prompts.
     """
-    from mergeforget.train.checks import SAMPLE
+    from mergeforget.train.checks import SAMPLE, sample_size
 
     forget, retain = len(rows.forget), len(rows.retain)
     pair = 0.0
@@ -289,7 +289,7 @@ def expected_seconds(
         forms = 1 + until.also_raw + until.forget_variants  # usually one variant besides chat
         trained, unseen = forms * forget, forms * len(rows.holdout) // 2
         kept = (2 if until.retain_variants else 1) * min(SAMPLE, retain)
-        most = max(SAMPLE, SAMPLE // 2 * forms)
+        most = sample_size(forms)
         check = min(most, trained) + kept + min(most, unseen)
         checks = 2 + steps / training.steps_between_checks(counted)
         pair += row.forward * (checks * check + 3 * (trained + unseen))

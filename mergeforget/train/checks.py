@@ -21,7 +21,7 @@ from mergeforget.train.nlls import (
 )
 from mergeforget.train_config import Until
 
-SAMPLE = 64  # maximum number of examples of a set that are measured; 32 per form if that is more
+SAMPLE = 64  # examples of a set that are measured, at most; see ``sample_size``
 SLACK = 0.1  # by which the AUC of one form of prompts may exceed the bound on their mean
 ROUNDING = 1e-9  # by which a share may miss its bound: 0.8 * 0.9 > 18 / 25
 UNLIKELY = 0.05  # p-value below which exact forget answers are not attributed to guessing
@@ -94,13 +94,13 @@ def met(check: Check, until: Until, base: Check) -> bool:
 def low_enough(check: Check, high: float | None) -> bool:
     """Return whether the mean AUC of the forms of prompts is at most ``high``, if that is given.
 
-    The AUC of each form may exceed it by ``SLACK``: it is measured on few rows, so that the
-    highest of several is above the true one.
+    The AUC of a single form may exceed it by ``SLACK``. Each is estimated from few rows, so the
+    maximum over the forms overestimates the true AUC.
     """
     highest = check.highest_auc
     if high is None or highest is None or check.auc is None:
         return high is None
-    return check.auc <= high and highest <= high + SLACK
+    return check.auc <= high + ROUNDING and highest <= high + SLACK + ROUNDING
 
 
 def answers_forgotten(check: Check, until: Until) -> bool:
@@ -323,7 +323,7 @@ class MeasuredSets:
     def measure(self, model: Any, step: int) -> Check:
         """Measure the NLL and the exact answers of each set, and the AUC of NLL minus level."""
         forget = self.sets["forget"]
-        size = max(SAMPLE, SAMPLE // 2 * len(set(self.forms["forget"].tolist())))
+        size = sample_size(len(set(self.forms["forget"].tolist())))
         everywhere = evenly_spaced(range(len(forget)), size)
         members = evenly_spaced(self.selected, size) if self.levels else []
         measured_rows = sorted({*everywhere, *members})
@@ -408,6 +408,15 @@ def rows_per_pass(forget: Sequence[Encoded]) -> int:
     forgets in the others.
     """
     return sum(one.form < 2 for one in forget)
+
+
+def sample_size(forms: int) -> int:
+    """Return the maximum number of examples of a set that are measured, at least 32 per form.
+
+    Args:
+        forms: Number of forms of prompts in the set.
+    """
+    return max(SAMPLE, SAMPLE // 2 * forms)
 
 
 def evenly_spaced(rows: Sequence[Any], size: int) -> list[Any]:

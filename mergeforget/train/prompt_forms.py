@@ -43,15 +43,14 @@ def other_forms(
         The row of each example, ``ID@VARIANT`` for those that were added, such as ``a@raw``.
     """
     rows_by_set = {name: list(rows) for name, rows in sets.items()}
+    sources = {name: _sources(sets[name], encoded[name]) for name in COMPARED if name in sets}
     form = 0
     for variant in forms_to_add(tokenizer, sets, training, template):
         try:
             more = {
-                name: encode_set(tokenizer, _sources(sets[name], encoded[name]), name, training,
-                                 variant)
-                for name in COMPARED
-                if name in sets
-            }  # fmt: skip
+                name: encode_set(tokenizer, rows, name, training, variant)
+                for name, rows in sources.items()
+            }
         except InputError as error:
             say(f"The forget rows are not trained in {variant.name}: {error}")
             continue
@@ -60,16 +59,15 @@ def other_forms(
                for name, found in more.items()}  # fmt: skip
         form += any(new.values())
         for name, added in new.items():
-            own, rows = encoded[name], _sources(sets[name], encoded[name])
-            one_each = len(rows_by_set[name]) == len(own)
-            encoded[name] = own + [
-                replace(one, row=len(own) + place, form=form) for place, one in enumerate(added)
-            ]
-            if one_each:
+            own, rows = encoded[name], sources[name]
+            if len(rows_by_set[name]) == len(own):
                 rows_by_set[name] += [
                     replace(rows[one.source], id=f"{rows[one.source].id}@{variant.name}")
                     for one in added
                 ]
+            encoded[name] = own + [
+                replace(one, row=len(own) + place, form=form) for place, one in enumerate(added)
+            ]
     return rows_by_set
 
 
@@ -91,10 +89,9 @@ def forms_to_add(
 
 
 def _sources(rows: Sequence[Row], examples: Sequence[Encoded]) -> list[Row]:
-    """Return the rows that the examples of the run's form of prompts were made of."""
-    own = [one for one in examples if one.form == 0]
-    if len(rows) == len(own):  # otherwise a transform makes other rows of these
-        return list({one.source: row for one, row in zip(own, rows, strict=True)}.values())
+    """Return the rows that the examples were made of, each once."""
+    if len(rows) == len(examples):  # otherwise a transform makes other rows of these
+        return list({one.source: row for one, row in zip(examples, rows, strict=True)}.values())
     return list(rows)
 
 

@@ -176,8 +176,8 @@ class UntilController(TrainerCallback):
         """Factor of the weights of retain terms while fewer answers are kept than required.
 
         It is 1 up to 8, proportional to the rise of the retain NLL, and at least 4 if nothing else
-        is missing. Forget and retain rows of one kind, such as TOFU's authors, share what is to be
-        forgotten: with a constant weight, all retain answers were lost at any learning rate.
+        is missing. Forget and retain rows of the same kind, such as TOFU's authors, share much of
+        what is forgotten. A lower learning rate alone did not restore the retain answers.
         """
         assert self.base is not None
         check = self.checks[-1]
@@ -388,7 +388,7 @@ class UntilController(TrainerCallback):
         reached = low_enough(check, high)
         for form, gap in enumerate(self._gaps(check)):
             auc = check.aucs[form] if form < len(check.aucs) else check.auc
-            too_high = not reached and (high is None or auc is None or auc > high)
+            too_high = high is not None and not reached and (auc is None or auc > high)
             too_low = auc is not None and low is not None and auc < low
             far_below = auc is not None and high is not None and low is None and auc < high - FAR
             if too_low or (far_below and not known):
