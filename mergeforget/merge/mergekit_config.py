@@ -191,11 +191,11 @@ def _wrong_types(config: dict[str, Any]) -> Iterator[str]:
 
 def _is_setting(setting: Any) -> bool:
     """Return whether a parameter is a number, a gradient, or numbers with filters."""
+    if isinstance(setting, dict):
+        return _is_setting(setting.get("value")) and isinstance(setting.get("filter"), str | None)
     if isinstance(setting, list):
         return bool(setting) and all(
-            _is_setting(one.get("value")) and isinstance(one.get("filter"), str | None)
-            if isinstance(one, dict)
-            else isinstance(one, int | float)
+            isinstance(one, int | float) or (isinstance(one, dict) and _is_setting(one))
             for one in setting
         )
     return isinstance(setting, int | float)
@@ -312,7 +312,10 @@ def _weights(
 ) -> list[Any]:
     """Return one setting per model; 1 if mergekit's method ignores weights."""
     if name not in UNWEIGHTED:
-        return [row.get("weight", shared.get("weight", 1.0)) for _, row in rows]
+        weights = [_setting("weight", row, shared, None) for _, row in rows]
+        if any(_has_gap(weight) for weight in weights):
+            raise _TheirsOnlyError("a weight is missing where none of its filters matches")
+        return [1.0 if weight is None else weight for weight in weights]
     if any("weight" in parameters for parameters in (shared, *(row for _, row in rows))):
         say(f"Weights are ignored, as in mergekit, whose {name} has none.")
     return [1.0] * len(rows)
@@ -322,10 +325,38 @@ def _common(
     key: str, shared: dict[str, Any], rows: list[tuple[str, dict[str, Any]]], default: Any
 ) -> Any:
     """Return the setting that all models share."""
-    settings = [row.get(key, shared.get(key, default)) for _, row in rows]
+    settings = [_setting(key, row, shared, default) for _, row in rows]
     if any(one != settings[0] for one in settings):
         raise _TheirsOnlyError(f"{key} differs between the models")
     return settings[0]
+
+
+def _setting(key: str, row: dict[str, Any], shared: dict[str, Any], default: Any) -> Any:
+    """Return the setting of one model: its own, and the shared one where no filter matches."""
+    found = default
+    for level in (shared, row):
+        if key in level:
+            outer, found = found, level[key]
+            if _has_gap(found) and outer is not None:
+                rest = (
+                    outer if isinstance(outer, list) and _by_filter(outer) else [{"value": outer}]
+                )
+                found = [*(found if isinstance(found, list) else [found]), *rest]
+    return found
+
+
+def _by_filter(setting: Any) -> bool:
+    return isinstance(setting, dict) or (
+        isinstance(setting, list) and any(isinstance(one, dict) for one in setting)
+    )
+
+
+def _has_gap(setting: Any) -> bool:
+    """Return whether a setting has filters only, so that none may match a name."""
+    filters = setting if isinstance(setting, list) else [setting]
+    return _by_filter(setting) and all(
+        isinstance(one, dict) and one.get("filter") not in (None, "*") for one in filters
+    )
 
 
 def _ours(argument: str, value: Any) -> Any:

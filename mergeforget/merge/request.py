@@ -194,11 +194,18 @@ LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def depth_of(names: Iterable[str]) -> dict[str, float]:
-    """Return the relative depth of each tensor or module, from 0 to 1; 0 outside layers."""
+    """Return the relative depth of each tensor or module, from 0 to 1; 0 outside layers.
+
+    Each stack of layers has its own first and last one: an encoder and a decoder, or the layers for
+    images and those for text. A single layer is the last one, as in mergekit.
+    """
     layers = {name: LAYER.search(name) for name in names}
-    numbers = {name: int(found[1]) for name, found in layers.items() if found}
-    last = max(numbers.values(), default=0)
-    return {name: numbers.get(name, 0) / last if last else 0.0 for name in layers}
+    numbers = {name: (name[: m.start()], int(m[1])) for name, m in layers.items() if m}
+    last: dict[str, int] = {}
+    for stack, number in numbers.values():
+        last[stack] = max(number, last.get(stack, 0))
+    depth = {name: n / last[stack] if last[stack] else 1.0 for name, (stack, n) in numbers.items()}
+    return dict.fromkeys(layers, 0.0) | depth
 
 
 def check_filters(candidate: Candidate, names: Iterable[str]) -> None:

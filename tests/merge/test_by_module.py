@@ -18,7 +18,9 @@ from mergeforget.merge.request import at_module, depth_of, evaluate, parse
 def test_depth_increases_from_0_to_1_over_the_layers() -> None:
     names = ["model.embed_tokens", *(f"model.layers.{i}.mlp.up_proj" for i in (0, 1, 4))]
     assert list(depth_of(names).values()) == [0.0, 0.0, 0.25, 1.0]
-    assert depth_of(["only.0.mlp"]) == {"only.0.mlp": 0.0}
+    assert depth_of(["only.0.mlp"]) == {"only.0.mlp": 1.0}
+    towers = ["encoder.block.1.wi", "encoder.block.3.wi", "decoder.block.1.wi", "shared"]
+    assert list(depth_of(towers).values()) == [pytest.approx(1 / 3), 1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mergekit.merge_methods.karcher import karcher_merge_tensors
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
@@ -28,6 +30,8 @@ from mergeforget.merge.mergekit_config import (
     read_config,
     to_config,
 )
+from mergeforget.merge.methods.karcher import karcher
+from mergeforget.merge.methods.multislerp import multislerp
 
 RANDOM = {"dare_ties", "dare_linear", "della", "della_linear"}
 
@@ -152,6 +156,69 @@ def test_gradients_and_filters_have_the_same_meaning(models: list[Path], tmp_pat
         row["parameters"]["density"] = [{"filter": "mlp", "value": 0.3}, {"value": [0.5, 0.9]}]
     config["models"][0]["parameters"]["weight"] = [1.0, 0.2]
     assert_same(*both(config, tmp_path))
+
+
+MLP = {"filter": "mlp", "value": 0.3}
+
+
+@pytest.mark.parametrize("own", [MLP, [MLP], [MLP, {"filter": "q_proj", "value": [0.1, 0.9]}]])
+@pytest.mark.parametrize(
+    "shared", [0.8, [0.2, 0.7], [{"filter": "v_proj", "value": 0.4}, {"value": 0.6}]]
+)
+def test_names_that_no_filter_of_a_model_matches_have_the_shared_value(
+    own: Any, shared: Any, models: list[Path], tmp_path: Path
+) -> None:
+    config = configuration("ties", models)
+    config["models"][0]["parameters"]["weight"] = own
+    for row in config["models"]:
+        row["parameters"]["density"] = own
+    assert_same(*both(config | {"parameters": {"weight": shared, "density": shared}}, tmp_path))
+
+
+def test_a_weight_that_no_filter_gives_is_not_assumed(models: list[Path], tmp_path: Path) -> None:
+    config = configuration("ties", models)
+    config["models"][0]["parameters"]["weight"] = [MLP]
+    with pytest.raises(AssertionError, match="a weight is missing"):
+        both(config, tmp_path)
+    with pytest.raises(InputError, match="Missing required parameter weight"):
+        run_mergekit(tmp_path / "config.yml", tmp_path / "theirs", "a weight is missing")
+
+
+def test_a_gradient_has_its_last_value_in_a_model_of_one_layer(tmp_path: Path) -> None:
+    models = [tmp_path / name for name in ("base", "one", "two")]
+    for folder in models:
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+        config = LlamaConfig(vocab_size=40, num_hidden_layers=1, num_key_value_heads=1, **sizes)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    wanted = configuration("ties", models)
+    wanted["models"][0]["parameters"]["weight"] = [0.1, 0.9]
+    assert_same(*both(wanted, tmp_path))
+
+
+@pytest.mark.parametrize("case", ["zero", "two zeros", "nearly opposite", "tiny"])
+def test_karcher_means_of_degenerate_tensors(case: str) -> None:
+    """Directions that cancel have no length by which the mean could be divided."""
+    draw = np.random.default_rng(0)
+    one, two, other = draw.standard_normal((3, 60, 50)).astype(np.float32)
+    tensors = {
+        "zero": [one, two, 0 * other],
+        "two zeros": [one, 0 * two, 0 * other],
+        "nearly opposite": [one, -one + np.float32(1e-3) * two],
+        "tiny": [one, two * 1e-3],
+    }[case]
+    shares = [1 / len(tensors)] * len(tensors)
+    theirs = karcher_merge_tensors([torch.from_numpy(x) for x in tensors], shares)
+    ours = karcher(np.stack(tensors), np.ones(len(tensors)))
+    np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4])
+def test_a_spherical_mean_of_opposite_tensors_is_no_longer_than_they_are(apart: float) -> None:
+    """The length of the sum of two directions was a rounding error of float32."""
+    one, two = np.random.default_rng(0).standard_normal((2, 60, 50)).astype(np.float32)
+    stack = np.stack([one, -one + np.float32(apart) * two])
+    for mean in (karcher, multislerp):
+        assert np.linalg.norm(mean(stack, np.ones(2))) <= 1.5 * np.linalg.norm(one)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergeforget.errors import UsageError
-from mergeforget.merge.kernels.arrays import Tensor, column, library, like, to_dtype
+from mergeforget.merge.kernels.arrays import Tensor, as_array, column, like, to_dtype
 from mergeforget.merge.kernels.dispatch import loops
+from mergeforget.merge.kernels.thresholds import blocks
 
 SIGNS, DIVISORS = ("total", "count"), ("count", "weights", "none")
 VOTES = ("unweighted", "weighted")
@@ -222,13 +223,16 @@ def combine(stack: Tensor, coefficients: Callable[[Gram], Any]) -> Tensor:
 
 
 def gram(stack: Tensor) -> NDArray[np.float64]:
-    """Return the inner products of n tensors, (n, n), summed in float64 by row."""
+    """Return the inner products of n tensors, (n, n), in float64, summed over blocks of rows.
+
+    In float32, directions that nearly cancel would have a length of rounding errors, by which
+    spherical means divide.
+    """
     rows = stack.reshape(len(stack), -1, stack.shape[-1])
-    products = np.empty((len(stack), len(stack)))
-    for i, one in enumerate(rows):
-        for j, other in enumerate(rows[: i + 1]):
-            sums = library(stack).einsum("ij,ij->i", one, other)
-            products[i, j] = products[j, i] = float(to_dtype(sums, "float64").sum())
+    products = np.zeros((len(stack), len(stack)))
+    for part in blocks((int(rows.shape[1]), int(rows.shape[2]))):
+        wide = to_dtype(rows[:, part].reshape(len(stack), -1), "float64")
+        products += as_array(wide @ wide.T)
     return products
 
 

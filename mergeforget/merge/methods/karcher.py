@@ -10,6 +10,8 @@ from mergeforget.merge.kernels.arrays import Tensor
 from mergeforget.merge.kernels.sign_election import combine, fractions
 from mergeforget.merge.methods import merge_method
 
+DISTINCT = 1e-3  # smallest sine of the angle between a direction and the mean that has a side
+
 
 def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
     """Return the factors of the inputs.
@@ -23,26 +25,31 @@ def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float =
     shares = np.asarray(weights, np.float64) * nonzero
     if not shares.any():
         return np.zeros(len(products))
+    mean_length = float(fractions(weights) @ lengths)  # a zero tensor has length 0, no direction
     scale = np.where(nonzero, lengths, 1.0)
     cosines = products / scale[:, None] / scale[None, :]  # (n, n)
     shares = fractions(shares)
-    mean = _unit(shares, cosines)
+    mean = shares
+    if _length(mean, cosines) < tol:  # the directions cancel; mergekit starts from the first
+        mean = np.eye(len(shares))[shares != 0][0]
+    mean = mean / _length(mean, cosines)
     for _ in range(max_iter):
         angles = np.arccos(np.clip(cosines @ mean, -1, 1))
-        pull = shares * np.divide(
-            angles, np.sin(angles), out=np.ones_like(angles), where=angles > tol
-        )
+        sines = np.sin(angles)
+        # a direction opposite to the mean pulls to no side
+        pull = np.divide(angles, sines, out=(angles < 1) * 1.0, where=sines > DISTINCT) * shares
         tangent = pull - float(pull @ np.cos(angles)) * mean
-        step = np.sqrt(max(0.0, tangent @ cosines @ tangent))
+        step = _length(tangent, cosines)
         if step < tol:
             break
-        mean = _unit(np.cos(step) * mean + np.sin(step) / step * tangent, cosines)
-    combined: Tensor = float(shares @ lengths) * mean / scale
+        mean = np.cos(step) * mean + np.sin(step) / step * tangent
+        mean = mean / _length(mean, cosines)
+    combined: Tensor = mean_length * mean / scale
     return combined
 
 
-def _unit(x: Any, cosines: Any) -> Any:
-    return x / np.sqrt(max(float(x @ cosines @ x), 1e-24))
+def _length(x: Any, cosines: Any) -> float:
+    return float(np.sqrt(max(float(x @ cosines @ x), 1e-24)))
 
 
 @merge_method(
