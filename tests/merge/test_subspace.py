@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
@@ -89,6 +90,39 @@ def test_tsv_m_of_orthogonal_deltas_keeps_each_leading_half() -> None:
     wanted = np.zeros((6, 5))
     wanted[0, 0], wanted[2, 2] = 3, 4  # the second times its weight
     np.testing.assert_allclose(merged, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tsv_m", "iso_c", "iso_cts"])
+@pytest.mark.parametrize("case", ["equal", "a zero", "a multiple", "all zero"])
+def test_a_merge_has_no_directions_that_no_input_has(name: str, case: str) -> None:
+    """Equal singular vectors were made orthogonal by arbitrary ones, and a zero delta added one."""
+    draw = np.random.default_rng(1)
+    x = draw.standard_normal((12, 2)) @ draw.standard_normal((2, 10))
+    stack = np.stack([x, {"equal": x, "a zero": 0 * x, "a multiple": -2 * x}.get(case, x)])
+    stack = 0 * stack if case == "all zero" else stack
+    merge = MERGE_METHODS.get(name).fn
+    found = merge(stack, np.ones(2))
+    u, s, vt = np.linalg.svd(x)
+    inside = u[:, :2] @ u[:, :2].T @ found @ vt[:2].T @ vt[:2]
+    np.testing.assert_allclose(found, inside, atol=1e-9)
+    theirs = merge(torch.from_numpy(stack), torch.ones(2, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(found, theirs, atol=1e-9)
+    if name == "tsv_m" and case in ("equal", "a zero"):  # the leading half of x
+        np.testing.assert_allclose(found, s[0] * np.outer(u[:, 0], vt[0]), atol=1e-9)
+
+
+@pytest.mark.parametrize(("rank", "common", "specific"), [(5, 0.8, 1), (10, 0.9, 1), (4, 0.0, 4)])
+def test_iso_cts_takes_its_share_of_each_task(rank: int, common: float, specific: int) -> None:
+    """(1 - 0.8) * 10 / 2 is 0.99... in floating point, and no direction of a task was taken."""
+    d = np.random.default_rng(0).standard_normal((2, 30, rank))
+    d = d @ np.random.default_rng(1).standard_normal((2, rank, 25))
+    found = MERGE_METHODS.get("iso_cts").fn(d, np.ones(2), common=common)
+    u, s, vt = np.linalg.svd(d.sum(0))
+    kept = 2 * rank - 2 * specific
+    rest = [x - u[:, :kept] @ u[:, :kept].T @ x for x in d]
+    values = [*s[:kept], *(np.linalg.svd(x, compute_uv=False)[:specific] for x in rest)]
+    mean = np.mean(np.concatenate([np.atleast_1d(v) for v in values]))
+    np.testing.assert_allclose(np.linalg.svd(found, compute_uv=False)[: 2 * rank], mean)
 
 
 def test_wudi_is_the_minimiser() -> None:

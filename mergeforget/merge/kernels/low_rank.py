@@ -86,8 +86,12 @@ def svd(x: Tensor) -> tuple[Any, Any, Any]:
 
 
 def nearest_orthonormal(x: Tensor) -> Tensor:
-    """Return the nearest matrix to (m, k) with orthonormal columns, by Frobenius norm."""
-    u, _, vt = library(x).linalg.svd(x, full_matrices=False)
+    """Return the nearest matrix to (m, k) with orthonormal columns, by Frobenius norm.
+
+    Dependent columns, such as those of equal inputs, cannot become orthonormal without directions
+    that none of them has; they stay within their span.
+    """
+    u, _, vt = svd(x)
     nearest: Tensor = u @ vt
     return nearest
 

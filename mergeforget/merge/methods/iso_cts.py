@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from mergeforget.errors import UsageError
 from mergeforget.merge.kernels.arrays import Tensor, library, like
-from mergeforget.merge.kernels.low_rank import nearest_orthonormal, on_cores, svd
+from mergeforget.merge.kernels.low_rank import NEGLIGIBLE, nearest_orthonormal, on_cores, svd
 from mergeforget.merge.kernels.sign_election import weighted_sum
 from mergeforget.merge.methods import merge_method
+
+ROUNDING = 1e-9  # (1 - 0.8) * 10 / 2 is slightly less than 1
 
 
 def merged(stack: Tensor, weights: Tensor, *, common: float = 0.8, scale: float = 1.0) -> Tensor:
@@ -15,14 +17,16 @@ def merged(stack: Tensor, weights: Tensor, *, common: float = 0.8, scale: float 
         raise UsageError(f"common is {common}; it is a fraction of the rank and must be in [0, 1].")
     lib, n = library(stack), len(stack)
     u, s, vt = svd(weighted_sum(stack, weights))
-    specific = int((1 - common) * len(s) / n)  # directions of each task
-    kept = max(1, len(s) - n * specific) if specific else len(s)
+    specific = int((1 - common) * len(s) / n + ROUNDING)  # directions of each task
+    kept = len(s) - n * specific
     lefts, values, rights = [u[:, :kept]], [s[:kept]], [vt[:kept]]
     for weight, delta in zip(weights, stack, strict=True):
         if not specific:
             break
         rest = float(weight) * like(delta, u)
         v, t, wt = svd(rest - lefts[0] @ (lefts[0].T @ rest))
+        if t[0] <= s[0] * NEGLIGIBLE:  # nothing is left but rounding
+            continue
         lefts.append(v[:, :specific])
         values.append(t[:specific])
         rights.append(wt[:specific])

@@ -16,10 +16,14 @@ def merged(stack: Tensor, weights: Tensor, *, share: float | None = None) -> Ten
     lefts, values, rights = [], [], []
     for weight, delta in zip(weights, stack, strict=True):
         u, s, vt = svd(delta)
+        if not s[0]:  # a zero delta has no directions
+            continue
         kept = max(1, round(len(s) * (1 / n if share is None else share)))
         lefts.append(u[:, :kept])
         values.append(s[:kept] * float(weight))
         rights.append(vt[:kept])
+    if not values:
+        return stack[0] * 0.0
     left = nearest_orthonormal(lib.concatenate(lefts, 1))
     right = nearest_orthonormal(lib.concatenate(rights).T)
     found: Tensor = (left * lib.concatenate(values)) @ right.T
