@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from mergeforget.analysis.evidence import (
     read_snapshots,
     run_scores,
 )
-from mergeforget.recipe import Recipe, load_recipe
+from mergeforget.recipe import Recipe, Training, load_recipe
 from mergeforget.run import PAIR, Run
 from mergeforget.score import Score
 
@@ -38,7 +38,8 @@ class Stage:
         epoch: (n,) passes over the forget set (over all rows when memorising).
         loss: (n,) the weighted sum, in nats.
         terms: label -> (n,) value of the term before its weight.
-        weights: label -> its weight in the recipe.
+        weights: label -> (n,) its weight in each step. It is that of the recipe unless ``until`` or
+            ``dual`` changes it.
         grad_norm: (n,) before clipping; NaN if it was not recorded.
         learning_rate: (n,)
         window: Number of steps of the running mean in which events are detected.
@@ -49,7 +50,7 @@ class Stage:
     epoch: Floats
     loss: Floats
     terms: dict[str, Floats]
-    weights: dict[str, float]
+    weights: dict[str, Floats]
     grad_norm: Floats
     learning_rate: Floats
     window: int
@@ -57,6 +58,20 @@ class Stage:
     def weighted(self, label: str) -> Floats:
         """Return a term multiplied by its weight."""
         return self.weights.get(label, 1.0) * self.terms[label]
+
+    def weight_range(self, label: str) -> str:
+        """Describe the weight of a term: ``5``, or ``5 to 20`` if it changed.
+
+        Example:
+            >>> from mergeforget.recipe import load_recipe
+            >>> stage_of("over", [{"step": 1, "epoch": 1}], load_recipe("zjuklab")).weight_range(
+            ...     "npo_forget"
+            ... )
+            '0.4'
+        """
+        weights = self.weights.get(label, np.ones(1))
+        low, high = float(np.nanmin(weights)), float(np.nanmax(weights))
+        return f"{low:g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,7 @@ def stage_of(name: str, rows: Sequence[dict[str, Any]], recipe: Recipe) -> Stage
         epoch=epoch,
         loss=_column(rows, "loss"),
         terms={x: _column([row.get("terms") or {} for row in rows], x) for x in labels},
-        weights=_weights(name, recipe),
+        weights=_weights(rows, _training(name, recipe)),
         grad_norm=_column(rows, "grad_norm"),
         learning_rate=_column(rows, "learning_rate"),
         window=_half_an_epoch(epoch),
@@ -124,14 +139,30 @@ def running_mean(values: Floats, window: int) -> Floats:
 def events_of(stage: Stage) -> list[Event]:
     """Detect when forgetting saturated, and when retention drifted, dipped or collapsed."""
     events = []
-    for label in stage.terms if stage.name in PAIR else []:
-        smooth = running_mean(stage.terms[label], stage.window)
-        if label.endswith("_forget"):
-            events += _saturation(stage, label, smooth)
+    for label in stage.terms if stage.name != "memorise" else []:
+        known = _where_measured(stage, label)
+        if not len(known.step):
+            continue
+        smooth = running_mean(known.terms[label], known.window)
+        if label.endswith("_forget") and stage.name in PAIR:
+            events += _saturation(known, label, smooth)
         if label == "gd_retain":  # not for KL terms, which start at 0 and can only rise
-            events += _drift(stage, label, smooth)
-            events += _collapse(stage, label, smooth)
+            events += _drift(known, label, smooth)
+            events += _collapse(known, label, smooth)
     return events
+
+
+def _where_measured(stage: Stage, label: str) -> Stage:
+    """Return the steps in which a term was measured: some steps may have another set only."""
+    at = np.isfinite(stage.terms[label])
+    epoch = stage.epoch[at]
+    return replace(
+        stage,
+        step=stage.step[at],
+        epoch=epoch,
+        terms={label: stage.terms[label][at]},
+        window=_half_an_epoch(epoch) if len(epoch) else 1,
+    )
 
 
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, Stage]]:
@@ -222,10 +253,27 @@ def _event(stage: Stage, kind: str, label: str, at: int, text: str) -> Event:
     return Event(stage.name, kind, label, int(stage.step[at]), float(stage.epoch[at]), text)
 
 
-def _weights(name: str, recipe: Recipe) -> dict[str, float]:
-    if name not in PAIR:
+def _training(name: str, recipe: Recipe) -> Training | None:
+    """Return the training of a stage; None for memorising, which has no terms."""
+    if name == "memorise":
+        return None
+    return recipe.training(name) if name in PAIR else recipe.train
+
+
+def _weights(rows: Sequence[dict[str, Any]], training: Training | None) -> dict[str, Floats]:
+    """Return the weight of each term in each step, (n,), from the recipe and the history."""
+    if training is None:
         return {}
-    return {term.label: term.weight for term in recipe.training(name).objective}
+    factors = []  # of the retain terms; a check of ``until`` changes it from the next step on
+    factor = 1.0
+    for row in rows:
+        factors.append(factor)
+        factor = float((row.get("until") or {}).get("retain_factor") or factor)
+    of_set = {"retain": np.array(factors)}
+    weights = {t.label: t.weight * of_set.get(t.on, np.ones(len(rows))) for t in training.objective}
+    if training.dual is not None and any("dual_weight" in row for row in rows):
+        weights[training.dual.term] = _column(rows, "dual_weight")
+    return weights
 
 
 def _half_an_epoch(epoch: Floats) -> int:

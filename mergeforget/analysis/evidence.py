@@ -180,10 +180,12 @@ def _step(row: dict[str, Any], where: Path) -> int:
 
 def _check_curves(row: dict[str, Any]) -> None:
     """Raise TypeError for a value of a curve that is not a number."""
-    terms = row.get("terms") or {}
-    if not isinstance(terms, dict):
-        raise TypeError(f"terms is {str(terms)[:40]!r}")
-    curves = {key: row.get(key) for key in ("epoch", "loss", "grad_norm", "learning_rate")}
+    terms, until = (row.get(key) or {} for key in ("terms", "until"))
+    for name, values in (("terms", terms), ("until", until)):
+        if not isinstance(values, dict):
+            raise TypeError(f"{name} is {str(values)[:40]!r}")
+    names = ("epoch", "loss", "grad_norm", "learning_rate", "dual_weight")
+    curves = {key: row.get(key) for key in names} | {"until": until.get("retain_factor")}
     for key, value in (curves | terms).items():
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise TypeError(f"{key} is {str(value)[:40]!r}, not a number")

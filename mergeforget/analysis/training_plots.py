@@ -211,7 +211,7 @@ def _losses(stages: Sequence[Stage]) -> SavedFigure:
         ax.plot(stage.epoch, smooth, label="total loss", color=INK, linestyle="-")
         for i, label in enumerate(stage.terms):
             values = running_mean(stage.weighted(label), stage.window)
-            name = f"{stage.weights.get(label, 1.0):g} {label.replace('_', ' on ')}"
+            name = f"{stage.weight_range(label)} {label.replace('_', ' on ')}"
             ax.plot(stage.epoch, values, label=name, **series(i) | {"marker": ""})
         ax.set_title(stage.name)
         ax.set_ylabel("nats")

@@ -77,6 +77,58 @@ def test_terms_enter_the_loss_with_the_weights_of_the_recipe() -> None:
     assert over.weighted("npo_forget")[0] == 4.0 and under.weighted("npo_forget")[0] == 3.0
 
 
+def test_weighted_terms_add_up_to_the_loss_where_a_training_changes_weights() -> None:
+    """``until`` multiplies retain terms after a check, and ``dual`` changes one in every step."""
+    level = load_recipe("level")
+    losses = {"level_forget": 2.0, "gd_retain": 0.5, "hold_held": 0.1}
+    history = [
+        {"step": i + 1, "epoch": i + 1.0, "loss": 2.0 + 5 * factor * 0.5 + 3 * 0.1, "terms": losses}
+        for i, factor in enumerate([1.0, 1.0, 8.0, 8.0, 1.0])
+    ]
+    history[1]["until"] = {"step": 2, "retain_factor": 8.0}
+    history[3]["until"] = {"step": 4, "retain_factor": 1.0}
+    stage = stage_of("over", history, level)
+    weighted = sum(stage.weighted(label) for label in losses)
+    np.testing.assert_allclose(weighted, stage.loss)
+    assert stage.weight_range("gd_retain") == "5 to 40" and stage.weight_range("hold_held") == "3"
+
+    pdu = load_recipe("pdu")
+    (weight,) = (t.weight for t in pdu.training("over").objective if t.on == "forget")
+    terms = {"pdu_forget": 1.0, "gd_retain": 0.5}
+    history = [
+        {"step": i + 1, "epoch": i + 1.0, "loss": weight + w / 2, "terms": terms, "dual_weight": w}
+        for i, w in enumerate([100.0, 101.0, 99.5])
+    ]
+    stage = stage_of("train", history, pdu)
+    np.testing.assert_allclose(sum(stage.weighted(label) for label in terms), stage.loss)
+
+
+def test_a_single_training_has_the_weights_of_its_recipe() -> None:
+    recipe = load_recipe("pdu")
+    assert recipe.train is not None
+    for term in recipe.train.objective:
+        stage = stage_of("adapter", [{"step": 1, "epoch": 1, "terms": {term.label: 2.0}}], recipe)
+        assert stage.weighted(term.label)[0] == 2.0 * term.weight
+    [event] = events_of(stage_of("adapter", rows([1.0] * 3, [0.5, 2, 3]), recipe))[1:]
+    assert event.kind == "collapse"
+
+
+def test_steps_that_measure_the_other_set_do_not_hide_a_collapse() -> None:
+    """With alternating batches, the last step may have no retain rows: that is no recovery."""
+    nan = float("nan")
+    every = {
+        "collapse": [0.5, nan, 2.0, nan, 3.0, nan, 4.0, nan],
+        "dip": [nan, 0.5, nan, 2.0, nan, 0.5, nan, 0.5],
+    }
+    for kind, gd in every.items():
+        history = rows([nan if g == g else 9.0 for g in gd], gd)
+        for i, row in enumerate(history):
+            row["epoch"] = (i + 1) / 2
+            row["terms"] = {k: v for k, v in row["terms"].items() if v == v}
+        kinds = [e.kind for e in events_of(stage_of("over", history, RECIPE))]
+        assert kind in kinds and ("drift" in kinds) is (kind == "collapse"), (kind, kinds)
+
+
 def test_a_step_that_was_repeated_after_a_resume_counts_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
     append_jsonl(run.history, [{"stage": "over", "step": 1, "loss": 9.0}])
