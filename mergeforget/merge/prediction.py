@@ -96,13 +96,10 @@ def zero_of(x: Floats, y: Floats) -> tuple[float, bool]:
     Of several zeros, the one with the largest x is returned, which keeps the most entries.
     """
     signs = np.sign(y)
-    crossings = np.flatnonzero(signs[:-1] * signs[1:] < 0)
-    if np.any(y == 0):
-        return float(x[np.flatnonzero(y == 0)[-1]]), True
-    if not len(crossings):
-        return float(x[np.argmin(np.abs(y))]), False
-    i = int(crossings[-1])
-    return float(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])), True
+    zeros = [float(value) for value in x[y == 0]]
+    for i in np.flatnonzero(signs[:-1] * signs[1:] < 0):
+        zeros.append(float(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])))
+    return (max(zeros), True) if zeros else (float(x[np.argmin(np.abs(y))]), False)
 
 
 def overlaps(

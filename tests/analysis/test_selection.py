@@ -58,6 +58,7 @@ def test_parallel_adapters_do_not_divide_by_zero() -> None:
         ([-1.0, 1.0, -1.0], (1.5, True)),  # of two crossings, the larger density
         ([3.0, 1.0, 2.0], (1.0, False)),
         ([-1.0, 0.0, 0.0], (2.0, True)),
+        ([0.0, 1.0, -1.0], (1.5, True)),  # a point that is exactly 0 and a crossing
     ],
 )
 def test_crossing_of_a_curve_with_zero_is_interpolated(
