@@ -125,8 +125,8 @@ def compare(seed: int) -> list[Measured]:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     known = {
-        "forget": encode_answers(tokenizer, forget),
-        "retain": encode_answers(tokenizer, retain),
+        "forget": encode_answers(model, tokenizer, forget),
+        "retain": encode_answers(model, tokenizer, retain),
     }
     every = known["forget"] + known["retain"]
     train(model, lambda: mean_loss(model, every), 150, 3e-3)
@@ -156,7 +156,9 @@ def of_run(folder: Path, count: int) -> list[Measured]:
     measured = {"forget": forget[count:], "retain": retain[count:]}
     if (run.data / "holdout.jsonl").exists():
         measured["holdout"] = read_rows(run.data / "holdout.jsonl")
-    known = {n: encode_answers(loaded.tokenizer, x, template) for n, x in measured.items()}
+    known = {
+        n: encode_answers(loaded.model, loaded.tokenizer, x, template) for n, x in measured.items()
+    }
     chosen = choose_weights(
         loaded.model, loaded.tokenizer, pair, forget[:count], retain[:count], template=template
     )

@@ -206,7 +206,7 @@ def importances(
     from mergeforget.merge.apply import is_transposed
     from mergeforget.merge.purpose import encode_answers, mean_answer_loss
 
-    examples = encode_answers(tokenizer, rows, template)
+    examples = encode_answers(model, tokenizer, rows, template)
     names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     frozen = {id(p): p.requires_grad for p in model.parameters()}

@@ -88,7 +88,7 @@ def learn_shares(
     depth = depth_of(names)
     fixed = torch.tensor([at_module(candidate, name, depth[name]).weights for name in names])
     shares = torch.full((len(names), len(adapters)), float(initial), requires_grad=True)
-    examples = [encode_answers(tokenizer, list(one)[:rows], template) for one in files]
+    examples = [encode_answers(model, tokenizer, list(one)[:rows], template) for one in files]
     optimiser = torch.optim.Adam([shares], lr=float(rate))
     entropies = []
     with progress("Learning merge weights", steps + 1) as bar:

@@ -122,7 +122,7 @@ def choose_weights(
     check_layers_only(adapters, "purpose")
     names = modules_to_merge(adapters, modules)
     examples = {
-        kind: encode_answers(tokenizer, list(chosen_arguments)[:rows], template)
+        kind: encode_answers(model, tokenizer, list(chosen_arguments)[:rows], template)
         for kind, chosen_arguments in (("forget", forget), ("retain", retain))
     }
     n = len(adapters)
@@ -189,14 +189,18 @@ def best_step(gain: Floats, costs: Floats, wanted: float, ridge: float) -> Float
 
 
 def encode_answers(
-    tokenizer: Any, rows: Sequence[Row], template: PromptTemplate | None = None
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], template: PromptTemplate | None = None
 ) -> list[tuple[list[int], list[bool]]]:
-    """Return the token ids of each row and a mask of the answer; raw prompts without a template."""
+    """Return the token ids of each row and a mask of the answer; raw prompts without a template.
+
+    Prompts that are too long for the model are truncated at the beginning.
+    """
     from mergeforget.data.templating import RAW
-    from mergeforget.data.tokens import encode_rows
+    from mergeforget.data.tokens import encode_rows, fitting_length
     from mergeforget.outputs import ANSWER
 
-    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template or RAW)
+    longest = fitting_length(model, MAX_LENGTH)
+    encoded = encode_rows(tokenizer, rows, max_length=longest, template=template or RAW)
     return [(one.ids, [kind == ANSWER for kind in one.kinds]) for one in encoded]
 
 

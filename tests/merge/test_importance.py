@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from mergeforget.adapter import read_adapter
+from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
+from mergeforget.data.schema import Row
 from mergeforget.errors import UsageError
 from mergeforget.merge.activation_grams import grams_of, importances
+from mergeforget.merge.adaptive_weights import learn_shares
 from mergeforget.merge.methods.fisher import fisher
 from mergeforget.merge.methods.perta import perta
-from mergeforget.merge.purpose import encode_answers, mean_answer_loss
+from mergeforget.merge.purpose import choose_weights, encode_answers, mean_answer_loss
 
 
 def test_fisher_and_perta_match_a_hand_calculation() -> None:
@@ -44,11 +47,29 @@ def test_importance_is_the_mean_squared_gradient(
     weight = tiny_model.get_submodule(name).weight.requires_grad_(True)
     grads = [
         torch.autograd.grad(mean_answer_loss(tiny_model, one), weight)[0]
-        for one in encode_answers(tiny_tokenizer, rows)
+        for one in encode_answers(tiny_model, tiny_tokenizer, rows)
     ]
     wanted = torch.stack([g * g for g in grads]).mean(0).numpy()
     np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-12)
     assert found.keys() == adapter.deltas.keys()
+
+
+def test_rows_longer_than_the_model_s_positions_are_measured(tiny_tokenizer: Any) -> None:
+    """GPT-2 has no embedding for later positions; the prompt is truncated, not the answer."""
+    settings = GPT2Config(
+        vocab_size=len(tiny_tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2
+    )
+    model = GPT2LMHeadModel(settings).eval()
+    module = "transformer.h.0.attn.c_attn"
+    delta = LowRankDelta(np.ones((1, 16), np.float32), np.ones((48, 1), np.float32), 0.1)
+    pair = [Adapter(name, {module: delta}, {"peft_type": "LORA"}) for name in ("over", "under")]
+    long = Row("long", "Where does Ada live? " * 20, "She lives in Rome.", "forget")
+    assert np.isfinite(importances(model, tiny_tokenizer, [long], pair)[module]).all()
+    chosen = choose_weights(model, tiny_tokenizer, pair, [long], [long], steps=1)
+    learned = learn_shares(
+        model, tiny_tokenizer, pair, [[long]], Candidate("adamerging", arguments={"steps": 1})
+    )
+    assert np.isfinite(chosen.forget).all() and np.isfinite(learned.entropy).all()
 
 
 def test_perta_accepts_both_estimates(tiny_run: Any, tiny_model: Any, tiny_tokenizer: Any) -> None:

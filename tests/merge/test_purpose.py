@@ -67,7 +67,9 @@ def test_a_pair_reaches_its_target_at_less_cost_than_a_common_weight(
     start = abs(found.forget[0] - found.target)
     assert abs(found.forget[-1] - found.target) < max(0.05, 0.3 * start)
     merged = merge_adapters(adapters, found.candidate()).adapter
-    examples = {k: encode_answers(tiny_tokenizer, v) for k, v in (("f", forget), ("r", retain))}
+    examples = {
+        k: encode_answers(tiny_model, tiny_tokenizer, v) for k, v in (("f", forget), ("r", retain))
+    }
 
     def losses(adapter: Any) -> tuple[float, float]:
         with applied(tiny_model, adapter):
@@ -152,7 +154,7 @@ def test_weights_are_learned_for_the_merged_modules_only(
     merged = merge_adapters(adapters, found.candidate(), settings).adapter
     with applied(tiny_model, merged):
         losses = [float(mean_answer_loss(tiny_model, e))
-                  for e in encode_answers(tiny_tokenizer, forget[:2])]  # fmt: skip
+                  for e in encode_answers(tiny_model, tiny_tokenizer, forget[:2])]  # fmt: skip
     assert float(np.mean(losses)) == pytest.approx(found.forget[-1], abs=1e-3)
 
 
