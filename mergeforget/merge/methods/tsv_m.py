@@ -23,7 +23,8 @@ def merged(stack: Tensor, weights: Tensor, *, share: float | None = None) -> Ten
         values.append(s[:kept] * float(weight))
         rights.append(vt[:kept])
     if not values:
-        return stack[0] * 0.0
+        nothing: Tensor = stack[0] * 0.0
+        return nothing
     left = nearest_orthonormal(lib.concatenate(lefts, 1))
     right = nearest_orthonormal(lib.concatenate(rights).T)
     found: Tensor = (left * lib.concatenate(values)) @ right.T
