@@ -131,6 +131,39 @@ def test_a_control_below_chance_makes_an_auc_near_chance_suspicious() -> None:
     assert judge([GONE, near], control=[low], excess=(0.1, (0.0, 0.15))).state == "FORGOTTEN"
 
 
+@pytest.mark.parametrize(
+    ("control", "excess", "state"),
+    [
+        # the holdout is easier for a model that never saw the data: 0.52 is 0.16 above its level
+        (Score("mia_auc", "mia", 0.36, "nearer", 200, interval=(0.3, 0.42)), (0.16, (0.05, 0.27)),
+         "NOT ENOUGH DATA"),
+        (Score("mia_auc", "mia", 0.36, "nearer", 200, interval=(0.3, 0.42)), (0.16, (0.13, 0.19)),
+         "FORGOTTEN"),
+        # the same difference, but the control's AUC does not differ from chance
+        (Score("mia_auc", "mia", 0.45, "nearer", 60, interval=(0.35, 0.55)), (0.07, (-0.1, 0.24)),
+         "FORGOTTEN"),
+    ],
+)  # fmt: skip
+def test_an_auc_of_50_percent_is_no_chance_where_the_holdout_is_easier(
+    control: Score, excess: tuple[float, tuple[float, float]], state: str
+) -> None:
+    near = Score("mia_auc", "mia", 0.52, "nearer", 200, interval=(0.45, 0.59))
+    verdict = judge([GONE, near], control=[control], excess=excess)
+    assert verdict.state == state
+    assert ("holdout is easier" in verdict.sentence) == (state == "NOT ENOUGH DATA")
+
+
+def test_an_easier_holdout_counts_in_every_prompt_variant() -> None:
+    near = Score("mia_auc", "mia", 0.42, "nearer", 200, interval=(0.36, 0.48),
+                 by_variant={"raw": 0.42, "chat": 0.5})  # fmt: skip
+    same = replace(near, value=0.42, by_variant={"raw": 0.42, "chat": 0.49})
+    lower = replace(near, value=0.42, by_variant={"raw": 0.42, "chat": 0.3})
+    assert judge([GONE, near], control=[same]).state == "FORGOTTEN"
+    verdict = judge([GONE, near], control=[lower])
+    assert verdict.state == "NOT ENOUGH DATA" and "with chat prompts" in verdict.sentence
+    assert "at most 0.2 above the control's 0.30" in verdict.sentence
+
+
 def test_without_comparable_non_members_only_attacks_clear_a_model() -> None:
     high = Score("mia_auc", "mia", 0.95, "nearer", 200, interval=(0.9, 1.0))
     clear = {"prompts": "none found", "relearn": "none found"}
