@@ -680,6 +680,26 @@ def test_the_estimate_before_the_training_includes_the_attacks(
     assert any("more than --time" in message for message in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("forget", "holdout", "word"),
+    [("holdout", "forget", "more"), ("forget", "holdout", "less")],
+)
+def test_a_holdout_of_another_difficulty_for_the_control_is_named(
+    knowing: dict[str, Path], tmp_path: Path, forget: str, holdout: str, word: str
+) -> None:
+    """Here, the control knows the rows of ``knowing["forget"]``."""
+    asked = request_of(
+        str(knowing["model"]), forget=knowing[forget], retain=knowing["retain"],
+        holdout=knowing[holdout], recipe="level", memorise=False, control=str(knowing["model"]),
+        adapter=None, after=None, template=None, system_prompt=None, turns=None, settings=(),
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    trained(asked, Job(run, None), make_pair=lambda recipe, run: None)
+    (note,) = [n for n in read_json(run.root / "notes.json")["notes"] if "the holdout" in n]
+    assert f"finds its rows {word} likely than the forget rows" in note
+    assert read_json(run.root / "notes.json")["membership"] == "measurable"
+
+
 def test_rows_of_an_earlier_call_that_failed_are_not_used(
     knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -500,10 +500,10 @@ def own_answers(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def twins_auc(
-    recipe: Recipe, model: str, forget: Sequence[Row], twins: Sequence[Row]
+def control_auc(
+    recipe: Recipe, model: str, forget: Sequence[Row], others: Sequence[Row]
 ) -> float | None:
-    """Return the AUC of forget rows against their twins under a model; None without twins.
+    """Return the AUC of forget rows against others under a model; None without others.
 
     Args:
         model: Hub id or folder.
@@ -513,7 +513,7 @@ def twins_auc(
     from mergeforget.models import load_model
     from mergeforget.train.nlls import auc_of, read_nlls
 
-    if not twins:
+    if not others:
         return None
     loaded = load_model(recipe.model.model_copy(update={"name": model}))
     template = template_of(loaded.tokenizer, recipe.data)
@@ -522,9 +522,23 @@ def twins_auc(
             loaded.model,
             encode_rows(loaded.tokenizer, rows[:64], max_length=256, template=template),
         )[0]
-        for rows in (forget, twins)
+        for rows in (forget, others)
     )
     return auc_of(members, nonmembers)
+
+
+def unfair_holdout_note(auc: float) -> str:
+    """Return a note on a holdout that is easier or harder than the forget rows.
+
+    Args:
+        auc: AUC of a model that never saw the data.
+    """
+    how = "less" if auc > 0.5 else "more"
+    return (
+        f"Control of the holdout: a model that never saw the data finds its rows {how} likely than "
+        f"the forget rows (AUC {auc:.2f}), so an AUC of 0.5 is not chance. Give a --holdout of the "
+        "same kind as the forget rows, or compare with the control's AUC."
+    )
 
 
 def repeated_twins_note(share: float) -> str:
@@ -567,8 +581,8 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     notes = []
     control = request["control"]
     unseen_data = request["memorise"] or control == request["model"]
-    if rows.twins and control and not unseen_data:
-        auc_of_control = twins_auc(recipe, control, rows.forget, outside)
+    if control and not unseen_data:
+        auc_of_control = control_auc(recipe, control, rows.forget, outside)
     else:
         auc_of_control = auc if unseen_data else None
     if rows.twins and auc_of_control is not None:
@@ -578,6 +592,8 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
                      f"the forget rows (AUC {auc_of_control:.2f}).")  # fmt: skip
     else:
         fair = not rows.twins
+        if auc_of_control is not None and abs(auc_of_control - 0.5) > FAIR:
+            notes.append(unfair_holdout_note(auc_of_control))
     if rows.twins and repeated is not None and (share := float(repeated.float().mean())) > REPEATED:
         fair = False
         notes.append(repeated_twins_note(share))
