@@ -3,7 +3,8 @@
     python benchmarks/first_try.py [NAME ...] [--model smollm2] [--out first-try] [--recipe level]
 
 Each data set has a fixed seed. The model memorises forget and retain rows, and `unlearn` runs with
-its defaults and without attacks. A set counts as balanced if, on the report split, the AUC is
+its defaults and without attacks. The AUC of the model before memorising, which never saw the rows,
+shows whether the set is fair. A set counts as balanced if, on the report split, the AUC is
 between 0.35 and 0.65 with an interval that contains 0.5, at most 5 % of the forget answers are
 repeated, and at least 80 % of the retain answers known before are kept. LUME's and TOFU's rows need
 MERGEFORGET_DATA. A set that is already in the JSON file is not run again, and an interrupted one
@@ -21,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mergeforget.api.measuring import evaluate
 from mergeforget.api.unlearn import unlearn
 from mergeforget.api.verdict import KEPT
 from mergeforget.data.people import made_up, make_people
@@ -186,7 +188,16 @@ def try_one(name: str, model: str, recipe: str, out: Path) -> dict[str, Any]:
         "table": result.table,
         "notes": result.notes,
         "seconds": round(time.monotonic() - begin),
+        "untouched": untouched(model, files, out / name / "untouched"),
     }
+
+
+def untouched(model: str, files: dict[str, Path], out: Path) -> dict[str, float]:
+    """Return the AUC of a model that never saw the rows, by prompt variant, on all rows."""
+    scores = evaluate(model, forget=files["forget"], holdout=files["holdout"], benchmark="custom",
+                      membership="answers", max_new_tokens=1, out=out)  # fmt: skip
+    (area,) = [s for each in scores.values() for s in each if s.metric == "mia_auc"]
+    return dict(area.by_variant or {"": area.value})
 
 
 def main() -> None:
@@ -218,8 +229,9 @@ def line(name: str, one: dict[str, Any]) -> str:
     end = one["table"][-1]
     auc = "-" if end["mia_auc"] is None else f"{end['mia_auc']:.2f}"
     word = "balanced" if one["balanced"] else "not balanced"
+    never = ", ".join(f"{auc:.2f} {name}" for name, auc in one.get("untouched", {}).items())
     return (f"{name:<10} {word:<13} AUC {auc}, forget {end['forget']:.0%}, retain "
-            f"{end['retain']:.0%}, {one['seconds']} s")  # fmt: skip
+            f"{end['retain']:.0%}, {one['seconds']} s; before memorising: {never or '-'}")  # fmt: skip
 
 
 if __name__ == "__main__":
