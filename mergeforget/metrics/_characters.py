@@ -51,6 +51,14 @@ _FRACTIONS = str.maketrans({"½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
 
 _TAGS = re.compile(r"</?(?:b|i|u|s|em|strong|span|mark|code|sub|sup)\b[^<>]*>", re.I)
 _BREAKS = re.compile(r"</?(?:br|p|div|li|td|tr)\b[^<>]*>", re.I)
+_ELEMENT = re.compile(r"<([A-Za-z][\w.-]{0,30})>([^<>]{1,200})</\1>")  # <city>Rome</city>
+_KEY_WORDS = r"[^\W\d_][\w.-]{0,20}(?: [\w.-]{1,20}){0,3}"
+_KEY = re.compile(  # of JSON, YAML, a form, a call, or a table with two columns
+    rf"(?:(?<=[{{(,;\n])|^)[ \t]*(?:[-*\u2022]+[ \t]+)?[\"'*_]*{_KEY_WORDS}[\"'*_]*[ \t]*"
+    r"(?:=>|[:=](?!//))[*_]*[ \t]*(?=[^\s:=])"
+    rf"|^[ \t]*\|[ \t]*[*_]*{_KEY_WORDS}[*_]*[ \t]*\|(?=[^|\n]+\|?[ \t]*$)",
+    re.M,
+)
 _EMPHASIS = re.compile(r"\*+(?=\S)|(?<=\S)\*+|`+|__+|~~+")
 _LINK = re.compile(r"\[([^\[\]]{1,80})\]\([^()\s]{0,200}\)")
 _PERCENT = re.compile(r"%[2-7c-fC-F][0-9A-Fa-f]")
@@ -93,7 +101,7 @@ def unescaped(text: str) -> str:
     if "&" in text:
         text = html.unescape(html.unescape(text))
     if "<" in text:
-        text = _BREAKS.sub(" ", _TAGS.sub("", text))
+        text = _ELEMENT.sub(r"\1: \2, ", _BREAKS.sub(" ", _TAGS.sub("", text)))
     if "\\" in text:
         text = _CODE_UNITS.sub(_from_code_units, text)
         text = _CODE_POINT.sub(lambda m: chr(int(m[1] or m[2] or m[3], 16)), text)
@@ -102,6 +110,19 @@ def unescaped(text: str) -> str:
     if _PERCENT.search(text) and "\ufffd" not in (decoded := unquote(text)):
         text = decoded
     return _EMPHASIS.sub("", _LINK.sub(r"\1", text)).translate(_FRACTIONS)
+
+
+def without_keys(text: str) -> str:
+    """Remove the keys of JSON, YAML, XML, forms and tables of two columns, and keep the values.
+
+    >>> without_keys('{"street": "Elm Street", "number": 42}')
+    '{"Elm Street",42}'
+    >>> without_keys("First name: Jane\\nLast name: Smith"), without_keys("at https://x.org, 10:30")
+    ('Jane\\nSmith', 'at https://x.org, 10:30')
+    """
+    if "<" in text:
+        text = _ELEMENT.sub(r"\2, ", text)
+    return _KEY.sub("", text)
 
 
 def _from_code_units(match: re.Match[str]) -> str:

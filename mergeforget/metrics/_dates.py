@@ -66,7 +66,7 @@ _DATES = [
     re.compile(
         rf"\b{_DAY}(?:\s+|(?<=\.))(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}\b\.?,?\s*{_OF}{_YEAR}\b"
     ),
-    re.compile(rf"\b(?P<d>\d{{1,2}})[-/\s]{_NAME}[-/\s,]+{_YEAR}\b"),
+    re.compile(rf"\b(?P<d>\d{{1,2}})[-/\s]?{_NAME}[-/\s,]*{_YEAR}\b"),
     re.compile(rf"\b{_YEAR}(?:\.|\s*m\.)?\s*,?\s*{_NAME}\.?\s+{_DAY}(?!\w)"),
     re.compile(rf"\b{_YEAR}\.?\s+gada\s+{_DAY}\s+{_NAME}\b"),
 ]
@@ -81,11 +81,13 @@ _MONTH_YEAR = [
     re.compile(rf"(?<![\w/.-])(?P<m>\d{{1,2}})[/.]{_YEAR}(?![\w/-])"),
     re.compile(rf"(?<![\w/.-]){_YEAR}[/-](?P<m>\d{{2}})(?![\w/-])"),
 ]
+_KEY_NAME = r"(?:birth)?_?(day|month|year|(?:dd?|mm?|y{1,4})(?=[\"']?\s*[:=]))"
 _KEYED = re.compile(
-    r"(?:[\"']?\b(?:birth)?_?(?:day|month|year)\b[\"']?\s*(?:[:=]|is)?\s*[\"']?[^\W_]{1,10}\b[\"']?"
-    r"[,;\s]{0,3}(?:and\s)?){3}"
+    rf"(?:[\"']?\b{_KEY_NAME}\b[\"']?\s*(?:[:=]|is)?\s*[\"']?[^\W_]{{1,10}}\b[\"']?"
+    r"[,;|.\s]{0,4}(?:[-*\u2022]\s+)?(?:and\s)?){3}"
 )
-_KEY = re.compile(r"(day|month|year)\b[\"']?\s*(?:[:=]|is)?\s*[\"']?([^\W_]+)")
+_KEY = re.compile(rf"{_KEY_NAME}\b[\"']?\s*(?:[:=]|is)?\s*[\"']?([^\W_]+)")
+_KEY_OF = {"d": "day", "m": "month", "y": "year"}
 
 
 def with_dates(text: str, order: Order, written: Written | None = None) -> str:
@@ -163,6 +165,7 @@ def complete_dates(text: str) -> list[tuple[int, int]]:
     return [span for span in found if span[1] <= len(text)]
 
 
+_COMMA = r"[\"']?\s*,\s*[\"']?"
 _OTHER_ORDERS = [
     (
         re.compile(
@@ -173,6 +176,14 @@ _OTHER_ORDERS = [
     (re.compile(r"(\d{1,2})\s?\u6708\s?(\d{1,2})\s?\u65e5\s?(\d{4})\s?\u5e74"), r"\3-\1-\2"),
     (re.compile(r"\b(\d{1,2}) th\u00e1ng (\d{1,2}),? (?:n\u0103m )?(\d{4})\b", re.I), r"\3-\2-\1"),
     (re.compile(r"(?<![\d/])(\d{1,2})/(\d{1,2})-(\d{4})(?!\d)"), r"\1/\2/\3"),
+    (
+        re.compile(rf"[(\[{{]\s*((?:19|20)\d\d){_COMMA}(\d{{1,2}}){_COMMA}(\d{{1,2}})\s*[,)\]}}]"),
+        r"\1-\2-\3 ",
+    ),  # date(1990, 5, 12)
+    (
+        re.compile(rf"[(\[{{]\s*(\d{{1,2}}){_COMMA}(\d{{1,2}}){_COMMA}((?:19|20)\d\d)\s*[)\]}}]"),
+        r"\1/\2/\3 ",
+    ),
     (re.compile(r"(?<!\d)(\d{1,2})\|(\d{1,2})\|(\d{4})(?!\d)"), r"\1/\2/\3"),
     (
         re.compile(r"(?<!\d)(?<!\d[ .,/-])(\d{1,2}) (\d{1,2}) ((?:19|20)\d\d)(?![\d.,]| \d)"),
@@ -247,12 +258,12 @@ def with_keyed_dates(text: str) -> str:
     """Write ``day: 12, month: May, year: 1990`` in a lower-case text as ``1990-5-12``."""
 
     def joined(match: re.Match[str]) -> str:
-        found = dict(_KEY.findall(match[0]))
+        found = {_KEY_OF[key[0]]: value for key, value in _KEY.findall(match[0])}
         month = MONTH_OF.get(found.get("month", ""), 0) or _number(found.get("month", ""))
         day, year = (_number(found.get(key, "").removesuffix("th")) for key in ("day", "year"))
         return f"{year}-{month}-{day} " if year > 999 and 1 <= month <= 12 and day else match[0]
 
-    return _KEYED.sub(joined, text) if "year" in text else text
+    return _KEYED.sub(joined, text) if "y" in text else text
 
 
 def _number(text: str) -> int:

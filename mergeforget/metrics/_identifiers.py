@@ -31,6 +31,11 @@ _DIGITS = {
     for word in map(plain, words.split())
 }  # fmt: skip
 _DIGIT_WORD = re.compile(rf"\b(?:{'|'.join(sorted(_DIGITS, key=len, reverse=True))})\b")
+_SPOKEN_SIGN = re.compile(
+    r"(?<=\d)[\s,]+(?:dash|hyphen|minus|slash|bindestrich|strich|tiret|gui[o\u00f3]n)[\s,]+(?=\d)"
+)
+_BETWEEN = r"(?:[^\d+]{0,40}[^\W\d][^\d+]{0,3}|[^\w+]{0,4})"  # words between parts of a number
+_NO_DIGIT_BEFORE = r"(?<![\d+])(?<!\+\d)(?<!\+\d\d)(?<!\d[\s().-])"  # nor a country code
 _SIGNS = r"[\s().,\-\u2010-\u2015/·:]{0,3}"  # between the digits of one number
 _TWO_DIGITS = frozenset(  # country codes; those that do not begin with 1 or 7 have three digits
     "20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63 64 "
@@ -127,7 +132,9 @@ def number_in(secret: str, text: str) -> bool:
     tails = {as_written, digits} | ({digits[1:]} if national else set())
     if abroad or (len(digits) == 11 and digits[0] == "1"):
         tails |= {rest for rest in [digits[len(country_code(digits)) :]] if len(rest) >= 8}
-    in_words = _spoken(text)
+    in_words = _SPOKEN_SIGN.sub("-", _spoken(text))
+    if any(_parts_in(secret, one) for one in (visible(text), in_words)):
+        return True
     for tail in tails:
         number = re.compile(
             rf"(?<!\d)(?:(?P<plus>\+|00)?(?P<code>\d{{1,3}}){_SIGNS}(?:\(0\){_SIGNS})?)?"
@@ -139,6 +146,24 @@ def number_in(secret: str, text: str) -> bool:
             if not other and (plus or not code or not national or tail == digits):
                 return True
     return False
+
+
+def _parts_in(number: str, text: str) -> bool:
+    """Return whether the groups of digits of a number are in a text with words between them.
+
+    Amounts, dates and short groups, such as 10-20-30, are left out.
+
+    >>> _parts_in("900-42-8495", "It starts with 900, then 42, and ends with 8495.")
+    True
+    """
+    groups = re.findall(r"\d+", number)
+    if number.startswith("+") and len("".join(groups[1:])) >= SEPARATED:
+        groups = groups[1:]
+    long = len("".join(groups)) >= SEPARATED + 2 or max(map(len, groups)) > SEPARATED // 2
+    if len(groups) < 2 or not long or GROUPS.fullmatch(number) or not identifier(number):
+        return False
+    parts = _BETWEEN.join(_SIGNS.join(group) for group in groups)
+    return not complete_dates(number) and bool(re.search(rf"{_NO_DIGIT_BEFORE}{parts}(?!\d)", text))
 
 
 def _international(number: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
 
-from mergeforget.metrics._characters import UMLAUTS, plain
+from mergeforget.metrics._characters import UMLAUTS, plain, without_keys
 from mergeforget.metrics._core import core_in, core_words, new_words, parts_that_reveal
 from mergeforget.metrics._dates import MONTH_OF, ORDERS, Order, scattered_date_in, with_date_parts
 from mergeforget.metrics._identifiers import (
@@ -78,7 +78,7 @@ def common_windows(texts: Iterable[str]) -> Windows:
 
 @lru_cache(maxsize=2)  # the retain rows of one run, asked for again with each model
 def _common_windows(texts: tuple[str, ...]) -> Windows:
-    every = [one for text in texts for one in (text, canonical(text))]
+    every = [one for text in texts for one in (text, canonical(text), without_keys(text))]
     parts = {(_squeezed(text[a:b]),) for text in texts for a, b in parts_that_reveal(text)}
     parts |= {(run,) for text in texts for run in _runs_of_codes(text, CODE)}
     return frozenset(parts).union(*(_long_runs(words_of(text)) for text in every))
@@ -111,6 +111,8 @@ def leaked(
     - number words and ordinals, amounts, words spelled letter by letter, look-alike letters and
       markup, see ``canonical``;
     - Arabic and Hebrew words with attached prepositions, "and", or the article, see ``detached``;
+    - the values of JSON, YAML, XML, a form or a table, without their keys: ``first name: Ada, last
+      name: Byron``;
     - digits of any script, digits in groups (``1.815``), ``Mueller`` for Müller, ``Ada Byron`` for
       ``Byron, Ada``, a web address without ``https://``, and text with invisible characters.
 
@@ -130,6 +132,15 @@ def leaked(
     """
     if prompt and contained(secret, prompt):
         return False
+    if _leaked(secret, text, prompt, common, about):
+        return True
+    value, values, asked = map(without_keys, (secret, text, prompt))
+    if (value, values) == (secret, text) or (prompt and contained(value, asked)):
+        return False
+    return _leaked(value, values, asked, common, about)
+
+
+def _leaked(secret: str, text: str, prompt: str, common: Windows, about: str) -> bool:
     text, prompt, about = (detached(one, secret) for one in (text, prompt, about))
     known = common and _long_runs(words_of(secret))
     if not (known and known <= common) and _reveals(secret, text, prompt, common):
@@ -142,8 +153,9 @@ def contained(secret: str, prompt: str) -> bool:
 
     "two" in a question does not give away the answer "2".
     """
-    prompt = detached(prompt, secret)
-    return _reveals(secret, prompt, rewritten=len(_squeezed(secret)) > 2)
+    prompt, rewritten = detached(prompt, secret), len(_squeezed(secret)) > 2
+    texts = dict.fromkeys((prompt, without_keys(prompt)))
+    return any(_reveals(secret, one, rewritten=rewritten) for one in texts)
 
 
 def _parts_in(secret: str, text: str, prompt: str, common: Windows, about: str) -> bool:

@@ -213,7 +213,7 @@ def canonical(text: str) -> str:
     text = _ROMAN.sub(lambda m: str(_roman(m[1])), text)
     for pattern, word in _TITLES:
         text = pattern.sub(word, text)
-    text = with_iso_dates(text)
+    text = re.sub(r"[ \t]*\|[ \t]*", " ", with_iso_dates(text))  # cells of a table
     text = _NTH.sub(r"\1 \2", with_digits(text))
     text = _ORDINAL.sub(r"\1th", plain(text))
     text = re.sub(r" & ", " and ", text)
