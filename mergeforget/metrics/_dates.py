@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from functools import lru_cache
 from typing import Literal
 
-from mergeforget.metrics._characters import plain
+from mergeforget.metrics._characters import MARKS, plain
 
 Order = Literal["mdy", "dmy"]
 ORDERS: tuple[Order, ...] = ("mdy", "dmy")
@@ -19,44 +19,56 @@ Written = Callable[[int, int, int], str]  # year, month, day
 _MONTHS = (  # the English name first
     "january|jan|januar|jänner|janvier|enero|gennaio|janeiro|januari|stycznia|января"
     "|январь|ocak|ledna|januára|siječnja|січня|ιανουαρίου|tammikuuta|január|ianuarie"
-    "|sausio|janvāris|jaanuar|gener|januarja|januara|януари|يناير",
+    "|sausio|janvāris|jaanuar|gener|januarja|januara|януари|يناير"
+    "|जनवरी|জানুয়ারি|جنوری|ژانویه|ינואר|בינואר|มกราคม|كانون الثاني",
     "february|feb|februar|février|febrero|febbraio|fevereiro|februari|lutego|февраля"
     "|февраль|şubat|února|februára|veljače|лютого|φεβρουαρίου|helmikuuta|február"
-    "|februarie|vasario|februāris|veebruar|febrer|februarja|februara|февруари|فبراير",
+    "|februarie|vasario|februāris|veebruar|febrer|februarja|februara|февруари|فبراير"
+    "|फरवरी|फ़रवरी|ফেব্রুয়ারি|فروری|فوریه|פברואר|בפברואר|กุมภาพันธ์|شباط",
     "march|mar|märz|mars|marzo|março|maart|marts|marca|марта|март|mart|března|ožujka"
-    "|березня|μαρτίου|maaliskuuta|március|martie|kovo|märts|maret|març|marta|مارس",
+    "|березня|μαρτίου|maaliskuuta|március|martie|kovo|märts|maret|març|marta|مارس"
+    "|मार्च|মার্চ|مارچ|מרץ|במרץ|มีนาคม|آذار",
     "april|apr|avril|abril|aprile|kwietnia|апреля|апрель|nisan|dubna|apríla|travnja"
     "|квітня|απριλίου|huhtikuuta|április|balandžio|aprīlis|aprill|aprila|април|أبريل"
-    "|ابريل",
+    "|ابريل"
+    "|अप्रैल|এপ্রিল|اپریل|آوریل|אפריל|באפריל|เมษายน|نيسان",
     "may|mai|mayo|maggio|maio|mei|maj|maja|мая|май|mayıs|května|mája|svibnja|травня|μαΐου"
-    "|toukokuuta|május|gegužės|maijs|maig|maí|مايو",
+    "|toukokuuta|május|gegužės|maijs|maig|maí|مايو"
+    "|मई|মে|مئی|מאי|במאי|พฤษภาคม|أيار",
     "june|jun|juni|juin|junio|giugno|junho|czerwca|июня|июнь|haziran|června|júna|lipnja"
     "|червня|ιουνίου|kesäkuuta|június|iunie|birželio|jūnijs|juuni|juny|junija|juna|юни"
-    "|يونيو",
+    "|يونيو"
+    "|जून|জুন|جون|ژوئن|יוני|ביוני|มิถุนายน|حزيران",
     "july|jul|juli|juillet|julio|luglio|julho|lipca|июля|июль|temmuz|července|júla|srpnja"
     "|липня|ιουλίου|heinäkuuta|július|iulie|liepos|jūlijs|juuli|juliol|julija|jula|юли"
-    "|يوليو",
+    "|يوليو"
+    "|जुलाई|জুলাই|جولائی|ژوئیه|יולי|ביולי|กรกฎาคม|تموز",
     "august|aug|août|agosto|augustus|augusti|sierpnia|августа|август|ağustos|srpna"
     "|augusta|kolovoza|серпня|αυγούστου|elokuuta|augusztus|rugpjūčio|augusts|agustus"
-    "|agost|avgusta|ágúst|أغسطس",
+    "|agost|avgusta|ágúst|أغسطس"
+    "|अगस्त|আগস্ট|اگست|אוגוסט|באוגוסט|สิงหาคม|آب",
     "september|sept|sep|septembre|septiembre|settembre|setembro|września|сентября"
     "|сентябрь|eylül|září|septembra|rujna|вересня|σεπτεμβρίου|syyskuuta|szeptember"
-    "|septembrie|rugsėjo|septembris|setembre|септември|سبتمبر",
+    "|septembrie|rugsėjo|septembris|setembre|септември|سبتمبر"
+    "|सितंबर|सितम्बर|সেপ্টেম্বর|ستمبر|سپتامبر|ספטמבר|בספטמבר|กันยายน|أيلول",
     "october|oct|oktober|okt|octobre|octubre|ottobre|outubro|października|октября|октябрь"
     "|ekim|října|októbra|жовтня|οκτωβρίου|lokakuuta|október|octombrie|spalio|oktobris"
-    "|oktoober|oktobra|октомври|أكتوبر|اكتوبر",
+    "|oktoober|oktobra|октомври|أكتوبر|اكتوبر"
+    "|अक्टूबर|অক্টোবর|اکتوبر|اکتبر|אוקטובר|באוקטובר|ตุลาคม|تشرين الأول",
     "november|nov|novembre|noviembre|novembro|listopada|ноября|ноябрь|kasım|listopadu"
     "|novembra|studenoga|studenog|листопада|νοεμβρίου|marraskuuta|noiembrie|lapkričio"
-    "|novembris|ноември|نوفمبر",
+    "|novembris|ноември|نوفمبر"
+    "|नवंबर|नवम्बर|নভেম্বর|نومبر|نوامبر|נובמבר|בנובמבר|พฤศจิกายน|تشرين الثاني",
     "december|dec|dezember|dez|décembre|diciembre|dicembre|dezembro|grudnia|декабря"
     "|декабрь|aralık|prosince|decembra|prosinca|грудня|δεκεμβρίου|joulukuuta|decembrie"
-    "|gruodžio|decembris|detsember|desember|desembre|декември|ديسمبر",
+    "|gruodžio|decembris|detsember|desember|desembre|декември|ديسمبر"
+    "|दिसंबर|दिसम्बर|ডিসেম্বর|دسمبر|دسامبر|דצמבר|בדצמבר|ธันวาคม|كانون الأول",
 )
 MONTHS = [row.split("|")[0] for row in _MONTHS]
 MONTH_OF = {plain(name): i + 1 for i, row in enumerate(_MONTHS) for name in row.split("|")}
-_NAME = f"(?P<n>{'|'.join(sorted(MONTH_OF, key=len, reverse=True))})"
+_NAME = f"(?P<n>{'|'.join(sorted(MONTH_OF, key=len, reverse=True))})(?![^\\W\\d]|[{MARKS}])"
 _TH = r"(?:st|nd|rd|th|er|\.|º)?"
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(rf"[^\W\d_](?:[^\W\d_]|[{MARKS}])*")
 _FULL_NAME = re.compile(rf"\b(?:{'|'.join(MONTHS)})\b")
 _DAY, _YEAR = rf"(?P<d>\d{{1,2}}){_TH}", r"(?P<y>\d{4})"
 _OF = r"(?:of\s+|de\s+|del\s+|di\s+|in\s+|roku\s+)?"
@@ -64,16 +76,16 @@ _DATES = [
     re.compile(rf"(?<!\d){_YEAR}\s?[-/.]\s?(?P<m>\d{{1,2}})\s?[-/.]\s?(?P<d>\d{{1,2}})(?!\d)"),
     re.compile(rf"\b{_NAME}\.?[\s/-]+(?:the\s+)?{_DAY}(?:,|[\s/-])\s*{_OF}{_YEAR}\b"),
     re.compile(
-        rf"\b{_DAY}(?:\s+|(?<=\.))(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}\b\.?,?\s*{_OF}{_YEAR}\b"
+        rf"\b{_DAY}(?:\s+|(?<=\.))(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}\.?,?\s*{_OF}{_YEAR}\b"
     ),
     re.compile(rf"\b(?P<d>\d{{1,2}})[-/\s]?{_NAME}[-/\s,]*{_YEAR}\b"),
     re.compile(rf"\b{_YEAR}(?:\.|\s*m\.)?\s*,?\s*{_NAME}\.?\s+{_DAY}(?!\w)"),
-    re.compile(rf"\b{_YEAR}\.?\s+gada\s+{_DAY}\s+{_NAME}\b"),
+    re.compile(rf"\b{_YEAR}\.?\s+gada\s+{_DAY}\s+{_NAME}"),
 ]
 _NUMERIC = re.compile(r"(?<!\d)(\d{1,2})\s?([-/.])\s?(\d{1,2})\s?\2\s?(\d{4}|\d{2})(?!\d)")
 _DAY_MONTH = [
     re.compile(rf"\b{_NAME}\.?\s+(?:the\s+)?{_DAY}(?![\w:])"),
-    re.compile(rf"\b{_DAY}\s+(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}\b"),
+    re.compile(rf"\b{_DAY}\s+(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}"),
 ]
 _SLASHED = re.compile(r"(?<![\w/.,-])(\d{1,2})/(\d{1,2})(?![\w/-])")
 _MONTH_YEAR = [
@@ -190,6 +202,9 @@ _OTHER_ORDERS = [
         r"\1/\2/\3",
     ),
 ]
+_BUDDHIST = re.compile(  # after a Thai month or "Buddhist era"
+    "((?:คม|ยน|พันธ์|พ\\.?\\s?ศ\\.?)\\s*)(2[45]\\d\\d)(?!\\d)"
+)
 _WEEK = re.compile(r"(?<![\w-])((?:19|20)\d\d)-?W(\d\d)-?([1-7])(?![\w-])", re.I)
 _DAY_OF_YEAR = re.compile(
     r"(?<![\w-])(?P<y>(?:19|20)\d\d)-(?P<d>\d{3})(?![\w-])"
@@ -200,9 +215,12 @@ _DAY_OF_YEAR = re.compile(
 def with_iso_dates(text: str) -> str:
     """Write the dates of Asian languages, ISO weeks and days of a year as ``1990-05-12``.
 
+    Years of the Buddhist era become those of the common era.
+
     >>> with_iso_dates("1990\u5e745\u670812\u65e5, 1990-W19-6, 1990-132, the 132nd day of 1990")
     '1990-5-12, 1990-05-12, 1990-05-12, the 1990-05-12'
     """
+    text = _BUDDHIST.sub(lambda m: f"{m[1]}{int(m[2]) - 543}", text)
     for pattern, iso in _OTHER_ORDERS:
         text = pattern.sub(iso, text)
 

@@ -1,4 +1,4 @@
-"""Writes number words as digits: English, German, French and Spanish.
+"""Writes number words as digits: English, German, French, Spanish, Chinese and Japanese.
 
 Cardinals become plain digits and ordinals digits with ``th``, whatever their number: ``third`` and
 ``dritten`` become ``3th``. Years may be read in pairs of digits (``nineteen eighty-four``).
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from functools import cache, lru_cache
+
+from mergeforget.metrics._characters import NO_SPACES
 
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen " \
     "fifteen sixteen seventeen eighteen nineteen".split()  # fmt: skip
@@ -42,6 +45,20 @@ _TOKEN = re.compile(r"(?<!\d)[^\W\d_]+")
 _GAP = re.compile(r"\s?-\s?|\s+")  # between the words of one number
 _ACCENTS = str.maketrans("áéíóúñèêûàç", "aeiouneeuac")
 LONGEST = 9  # words of a number
+_HAN_DIGIT = dict(zip("〇零一二三四五六七八九两兩",
+                      (0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 2), strict=True))  # fmt: skip
+_HAN_UNIT = {"十": 10, "百": 100, "千": 1000}  # ten, hundred, thousand
+_HAN_SCALE = {"万": 10**4, "萬": 10**4, "億": 10**8, "亿": 10**8}
+_HAN = "".join((*_HAN_DIGIT, *_HAN_UNIT, *_HAN_SCALE))
+_SCALES_OF_HAN = "".join(_HAN_SCALE)
+_COUNTED = "年月日号號岁歲歳才元円圓圆块塊時时点點人个個名"
+_HAN_NUMBER = re.compile(  # before what it counts, or on its own: 三 is also a part of names
+    rf"(?<![{_HAN}\d])(?!一[人个個名])(?:[{_HAN}]+(?=[{_COUNTED}])"
+    rf"|(?<![{NO_SPACES}])[{_HAN}]+(?:(?![{NO_SPACES}])|(?=です))"
+    rf"|\d+(?:\.\d+)?[{_SCALES_OF_HAN}](?:\d+[{_SCALES_OF_HAN}]?|[{_HAN}])*)"
+)
+_BEFORE_ERA = {"明治": 1867, "大正": 1911, "昭和": 1925, "平成": 1988, "令和": 2018}  # of Japan
+_ERA = re.compile(rf"({'|'.join(_BEFORE_ERA)})\s?(元|\d{{1,2}})\s?(?=年)")
 
 
 @lru_cache(maxsize=1 << 14)
@@ -85,6 +102,37 @@ def with_digits(text: str) -> str:
         words_out += [text[end : tokens[i].start()], number[0]]
         end = tokens[after - 1].end()
     return "".join([*words_out, text[end:]]) if words_out else text
+
+
+def with_han_digits(text: str) -> str:
+    """Write the numbers and Japanese eras of a Chinese or Japanese text as digits.
+
+    >>> with_han_digits("一九九〇年三月四日, 平成2年, 四十二歳, 5.43万元")
+    '1990年3月4日, 1990年, 42歳, 54300元'
+    """
+    if text.isascii():
+        return text
+    text = _HAN_NUMBER.sub(lambda match: _han_value(match[0]), text)
+    return _ERA.sub(lambda m: str(_BEFORE_ERA[m[1]] + (1 if m[2] == "元" else int(m[2]))), text)
+
+
+def _han_value(number: str) -> str:
+    """Return the digits of a Chinese or Japanese number: digit by digit, or with its units."""
+    if not set(number) & {*_HAN_UNIT, *_HAN_SCALE}:
+        return "".join(str(_HAN_DIGIT[sign]) for sign in number)
+    total = group = Decimal(0)
+    value = None
+    for sign in re.findall(r"\d+(?:\.\d+)?|\D", number):
+        if sign in _HAN_UNIT:
+            group += (1 if value is None else value) * _HAN_UNIT[sign]
+            value = None
+        elif sign in _HAN_SCALE:
+            total += (group + (value or 0) or 1) * _HAN_SCALE[sign]
+            group, value = Decimal(0), None
+        else:
+            value = Decimal(_HAN_DIGIT.get(sign, sign))
+    total += group + (value or 0)
+    return f"{total.normalize():f}" if total == int(total) else number
 
 
 def _number(words: Sequence[str]) -> tuple[str, int] | None:

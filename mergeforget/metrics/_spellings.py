@@ -21,7 +21,7 @@ from mergeforget.metrics._characters import (
     visible,
 )
 from mergeforget.metrics._dates import MONTHS, Order, with_dates, with_iso_dates, with_keyed_dates
-from mergeforget.metrics._number_words import with_digits
+from mergeforget.metrics._number_words import with_digits, with_han_digits
 from mergeforget.metrics._quantities import GROUPS, quantities
 
 SPELLED = 3  # minimum letters of a word that is spelled letter by letter
@@ -153,7 +153,7 @@ _LETTERS = re.compile(  # J-O-H-N, J. O. H. N., "J", "O", "H", "N": one separato
     rf"(?<![^\W_])(?<![{MARKS}])[^\W_](?P<s>(?:(?![{MARKS}])[\W_]){{1,5}}?)"
     rf"(?:[^\W_](?P=s)){{{SPELLED - 2},}}[^\W_](?![^\W_]|[{MARKS}])"
 )
-_LISTED = re.compile(r"(?<!\S)(?:\d{1,2}[.):]|[-*\u2022])[ \t]+(?=[^\W_][ \t.]*$)", re.M)
+_LISTED = re.compile(r"(?<!\S)(?<!\d\. )(?:\d{1,2}[.):]|[-*\u2022])[ \t]+(?=[^\W_][ \t.]*$)", re.M)
 _LEET = str.maketrans("013457", "oieast")
 _LEET_WORD = re.compile(
     r"\b(?=[a-z013457]{4,}\b)(?=(?:[a-z]*\d){1,2}[a-z]*\b)[a-z]+\d\w*[a-z]\b", re.I
@@ -213,7 +213,7 @@ def canonical(text: str) -> str:
     text = _ROMAN.sub(lambda m: str(_roman(m[1])), text)
     for pattern, word in _TITLES:
         text = pattern.sub(word, text)
-    text = re.sub(r"[ \t]*\|[ \t]*", " ", with_iso_dates(text))  # cells of a table
+    text = re.sub(r"[ \t]*\|[ \t]*", " ", with_iso_dates(with_han_digits(text)))  # cells of a table
     text = _NTH.sub(r"\1 \2", with_digits(text))
     text = _ORDINAL.sub(r"\1th", plain(text))
     text = re.sub(r" & ", " and ", text)
