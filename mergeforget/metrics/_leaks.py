@@ -43,6 +43,7 @@ from mergeforget.metrics._spellings import (
     detached,
     length,
     size_of,
+    with_signs,
     words_of,
 )
 
@@ -57,6 +58,7 @@ _LIST = re.compile(r"(?<![\d.,])\d{3}([,.])\d{3}(?:\1\d{3})*(?!\d)")
 _DECIMAL = re.compile(r"(?<![\d.,/:-])-?\d+[.,](?=\d{0,2}[1-9])\d{1,2}(?![\d/:-]|[.,]\d)")
 _SHORT_CODE = re.compile(r"\s*((?=.*\d)(?=.*[A-Z])[A-Z\d]+(?:[-./ ][A-Z\d]+)*)\.?\s*")
 _SINGLE_DIGITS = re.compile(r"\s*\d(?:([-.\u2010-\u2015 ])\d)(?:\1\d){2,}\s*")
+_ONE_LETTER = re.compile(r"\W*([A-Za-z])[\s.,;:!?)\"']*")
 _SMALL = re.compile(r"\s*\d{1,3}\s*")
 Windows = frozenset[tuple[str, ...]]
 _FIRST_LAST = re.compile(r"\s*([^\W\d]+\.?(?: [^\W\d]+\.?)?) ([^\W\d]+)\s*")
@@ -188,6 +190,8 @@ def _reveals(
 ) -> bool:
     if not words_of(secret):
         return _symbols_in(secret, text)
+    if letter := _ONE_LETTER.fullmatch(secret):
+        return _letter_in(letter[1], text)
     if _SMALL.fullmatch(secret):
         text = _DECIMAL.sub(" ", text)  # 5 is not in 0.5
     date = _date_of(secret)
@@ -204,6 +208,26 @@ def _reveals(
             for b in _orders(given, asked)
         )
     )
+
+
+def _letter_in(letter: str, text: str) -> bool:
+    """Return whether an answer of one letter is in a text: a grade or an option, no word.
+
+    "a" and "I" are words, and a capital A at the beginning of a sentence is one. In a text with
+    capital letters, the letter must have the same case.
+    """
+    alone = "".join(WORD.findall(text)).casefold() == letter.casefold()
+    if alone or re.search(rf"(?<!\w){letter}\)", text, re.I):
+        return True
+    lower = not any(map(str.isupper, text))
+    if letter in "ai" or (lower and letter in "AI"):
+        return False
+    for match in re.finditer(rf"(?<![\w'\u2019]){letter}(?![\w'\u2019])", text, re.I * lower):
+        first = not re.search(r"[^.!?\n](?<![\s\"'(])[\s\"'(]*$", text[: match.start()])
+        after = re.match(r"\s+\w", text[match.end() :])
+        if not (after and (letter == "I" or (letter == "A" and first))):
+            return True
+    return False
 
 
 def _scattered(date: tuple[int, int, int], text: str, rewritten: bool) -> bool:
@@ -279,7 +303,7 @@ def _letters_in(secret: str, text: str, prompt: str, common: Windows) -> bool:
     """
     whole = _squeezed(secret)
     joined = len(whole) >= SQUEEZED and not _DECIMAL.search(secret)
-    if joined and _joined_in(whole, WORD.findall(plain(text))):
+    if joined and _joined_in(whole, WORD.findall(plain(with_signs(text)))):
         return True
     code = _SHORT_CODE.fullmatch(secret) if len(whole) < SQUEEZED else None
     if code and (pattern := _short_code(code[1])) and re.search(pattern, text):
@@ -358,7 +382,7 @@ def _from_base64(text: str) -> tuple[str, ...]:
 
 
 def _squeezed(text: str) -> str:
-    return "".join(WORD.findall(plain(text)))
+    return "".join(WORD.findall(plain(with_signs(text))))
 
 
 def partly_leaked(secret: str, text: str, prompt: str = "") -> str:

@@ -50,6 +50,16 @@ _LETTERS_OF_WORD = rf"[^\W_{NO_SPACES}]"
 WORD = re.compile(  # each character of a script without spaces is a word, with its marks
     rf"(?=\w)[{NO_SPACES}][{MARKS}]*|{_LETTERS_OF_WORD}+(?:[{MARKS}]+{_LETTERS_OF_WORD}*)*"
 )
+_RHESUS = re.compile(  # AB positive, O Rh-; "a positive answer" is none
+    r"(?<![\w+-])(AB|[ABO])[\s,]?[\s(]?(?:rh\s?(?:d\s?)?(?=[-+\s(]|pos|neg)[\s(]?)?"
+    r"(?:(\+|pos(?:iti(?:ve?|f|vo))?(?![^\W_]))|(?:-|neg(?:ati(?:ve?|f|vo))?(?![^\W_])))"
+    r"(?![\w+-])(?! (?!and|or|but|blood|type|which)[^\W\d_])", re.I,
+)  # fmt: skip
+_GRADE = re.compile(  # and C++17
+    r"(?<![\w+#-])([A-Za-z])(\+\+?|#|-(?=[\s.,;:!?)\"']|$))(?![^\W\d]|[+#-])"
+)
+_SIGNED = re.compile(r"[+#]|-(?!\w)|pos|neg", re.I)
+_SIGN_OF = {"+": " plus", "++": "plusplus ", "#": "sharp ", "-": " minus"}
 SINGLE = re.compile(rf"(?=\w)[{NO_SPACES}]")
 PER_WORD = 3  # characters of a script without spaces that are as long as one word
 
@@ -59,11 +69,24 @@ def words_of(text: str, order: Order = "mdy") -> tuple[str, ...]:
     """Return the words of a text in a normalised spelling; a date is one word."""
     text = visible(GROUPS.sub(lambda m: re.sub(r"\D", "", m[0]), text))
     text = re.sub(r"\b[A-Z]{2}\b", lambda m: _STATE_OF.get(m[0], m[0]).replace("_", " "), text)
-    text = with_dates(plain(text), order)
+    text = with_dates(plain(with_signs(text)), order)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)  # 1,815
     text = re.sub(r"(?<=\w)['\u2019]s\b", "", text)
     text = re.sub(r"\b(km|mi|m)/(h|s)\b", r"\1\2", text)
     return tuple(_FULL_WORD.get(word, word) for word in WORD.findall(text))
+
+
+def with_signs(text: str) -> str:
+    """Write the signs of blood groups, grades and programming languages as words.
+
+    >>> with_signs("AB+, O Rh negative, B-, C++ or C#")
+    'AB plus, O minus, B minus, Cplusplus  or Csharp '
+    """
+    text = text.replace("\u2212", "-")
+    if not _SIGNED.search(text):
+        return text
+    text = _RHESUS.sub(lambda m: f"{m[1]} {'plus' if m[2] else 'minus'}", text)
+    return _GRADE.sub(lambda m: m[1] + _SIGN_OF[m[2]], text)
 
 
 def length(words: Iterable[str]) -> float:
