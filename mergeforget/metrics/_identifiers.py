@@ -132,15 +132,20 @@ def number_in(secret: str, text: str) -> bool:
     tails = {as_written, digits} | ({digits[1:]} if national else set())
     if abroad or (len(digits) == 11 and digits[0] == "1"):
         tails |= {rest for rest in [digits[len(country_code(digits)) :]] if len(rest) >= 8}
+    amount = GROUPS.fullmatch(secret.strip())
+    text = visible(text)
+    if amount:
+        text = GROUPS.sub(lambda m: re.sub(r"\D", "", m[0]), text)  # 54,300 is not in 54,300,000
     in_words = _SPOKEN_SIGN.sub("-", _spoken(text))
-    if any(_parts_in(secret, one) for one in (visible(text), in_words)):
+    if any(_parts_in(secret, one) for one in (text, in_words)):
         return True
     for tail in tails:
+        coded = int(len(tail) >= SEPARATED and not amount)  # 154,300 is not 54,300
         number = re.compile(
-            rf"(?<!\d)(?:(?P<plus>\+|00)?(?P<code>\d{{1,3}}){_SIGNS}(?:\(0\){_SIGNS})?)?"
+            rf"(?<!\d)(?:(?P<plus>\+|00)?(?P<code>\d{{1,3}}){_SIGNS}(?:\(0\){_SIGNS})?){{0,{coded}}}"
             rf"{_SIGNS.join(tail)}(?!\d)"
         )
-        for match in (m for one in (visible(text), in_words) for m in number.finditer(one)):
+        for match in (m for one in (text, in_words) for m in number.finditer(one)):
             plus, code = match["plus"], match["code"]
             other = abroad and plus and f"{code}{tail}" != digits and tail != digits
             if not other and (plus or not code or not national or tail == digits):

@@ -8,6 +8,12 @@ from decimal import Decimal
 GROUPS = re.compile(  # 1,815 and 1.815 and 1'815, also with a narrow space
     r"(?<![\d.,])\d{1,3}([,.'\u2019\u066c\u00a0\u2009\u202f])\d{3}(?:\1\d{3})*(?!\d)"
 )
+_SPACED = re.compile(
+    r"(?<![\d.,+] )(?<![\d.,+])[1-9]\d{0,2}(?: \d{3})+(?![\d.,]\d|\d| \d)"
+)  # 54 300
+_PRIMES = str.maketrans(
+    {"\u2032": "'", "\u2033": '"', "\u2019": "'", "\u201d": '"'}
+)  # 5\u203211\u2033
 _DOZEN = re.compile(
     r"(?<!several )(?<!few )(?<!some )(?<!many )"
     r"\b(?:(?P<half>half|halbes|demi|media)[\s-](?:an?\s)?|(?P<n>\d{1,4})\s|(?:an?|one|eine?|un[ea]?)\s)?(?:dozen|dutzend|douzaine|docena)\b"
@@ -126,7 +132,7 @@ def quantities(text: str) -> str:
     >>> quantities("half past 4 in the afternoon, 16 uhr, 08:05 or 1990-05-12t10:00:00+02:00")
     '16:30, 16:00, 8:05 or 1990-05-12 10:00'
     """
-    text = _times(text)
+    text = _times(text.translate(_PRIMES))
     text = _DOZEN.sub(lambda m: "6" if m["half"] else str(12 * int(m["n"] or 1)),
                       _ARTICLE_HALF.sub("", text))  # fmt: skip
     text = _AND_A_HALF.sub(_and_a_half, text)
@@ -141,6 +147,7 @@ def quantities(text: str) -> str:
     text = _SCALED.sub(lambda m: _scaled(m[1], m[3] or m[2], m[0]), text)
     text = re.sub(r"(?<=\d)[.,]00(?![\d.,]\d|\d)", "", text)
     text = GROUPS.sub(lambda m: re.sub(r"\D", "", m[0]), text)
+    text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
     text = re.sub(r"(?<=\d)'\s?(?=\d{1,2}\s?(?:\"|''))", " ft ", text)
     text = re.sub(r"(?<=\d)\s?(?:\"|'')(?!\w)", " in", text)
     text = _METRES_AND.sub(r"\1.\2 m", text)

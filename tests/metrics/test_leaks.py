@@ -167,6 +167,12 @@ SPELLINGS = {  # secret: other spellings | other secrets
     "| ada.b@x.com; ada at x dot org",
     "$1,500 ": "1500 US dollars; 1,500 USD | $15,00; $1,500,000; $150",
     "€1.500,50": "1500.50 euros; EUR 1,500.50; 1’500.50 EUR | €1.500; 1500.51 euros",
+    "54,300": "54300; 54.300; 54 300; $54,300; fifty-four thousand three hundred "
+    "| 154,300; 54,300,000; 154300; 54,301; 5,430",
+    "10115": "10115 Berlin; D-10115 | 110115; 101150",
+    "54 300 €": "54,300 euros; 54300 EUR; €54.300; €54 300 | 54 301 €; 154 300 €",
+    "$54,300": "about 54 300 a year; $ 54 300; 54.3k dollars | $54 300 000; $154 300",
+    "5 ft 11 in": "5\u203211\u2033; 5\u201911\u201d; 5 feet 11 inches | 5\u203210\u2033",
     "120 zł": "120 PLN; 120 złotych; PLN 120 | 120 EUR; 1200 zł",
     "1200 kr": "1.200 kronor; 1200 SEK; 1,200 kroner | 1200 m; 120 kr",
     "₹1,50,000": "150000 rupees; INR 150000; 1.5 lakh rupees | 15000 rupees",
