@@ -83,7 +83,7 @@ def _common_windows(texts: tuple[str, ...]) -> Windows:
     every = [one for text in texts for one in (text, canonical(text), without_keys(text))]
     parts = {(_squeezed(text[a:b]),) for text in texts for a, b in parts_that_reveal(text)}
     parts |= {(run,) for text in texts for run in _runs_of_codes(text, CODE)}
-    return frozenset(parts).union(*(_long_runs(words_of(text)) for text in every))
+    return frozenset(parts).union(*(long_runs(words_of(text)) for text in every))
 
 
 def leaked(
@@ -144,7 +144,7 @@ def leaked(
 
 def _leaked(secret: str, text: str, prompt: str, common: Windows, about: str) -> bool:
     text, prompt, about = (detached(one, secret) for one in (text, prompt, about))
-    known = common and _long_runs(words_of(secret))
+    known = common and long_runs(words_of(secret))
     if not (known and known <= common) and _reveals(secret, text, prompt, common):
         return True
     return _parts_in(secret, text, prompt, common, about)
@@ -406,7 +406,7 @@ def partly_leaked(secret: str, text: str, prompt: str = "") -> str:
         ):
             return name
     words = words_of(secret)
-    window = min(map(len, _long_runs(words)), default=len(words))
+    window = min(map(len, long_runs(words)), default=len(words))
     size = max(3, (window + 1) // 2)
     if size < len(words) and not EMAIL.search(secret):
         revealed = _windows(words_of(text), size) - _windows(words_of(prompt), size)
@@ -443,7 +443,7 @@ def _runs_in(
     while len(wanted) > 1 and wanted[0] in ARTICLES and not _INITIAL.match(secret):
         wanted = wanted[1:]
     long = length(wanted) > WINDOW
-    runs_of = _long_runs if long else partial(_windows, size=len(wanted))
+    runs_of = long_runs if long else partial(_windows, size=len(wanted))
     runs = runs_of(wanted) - runs_of(words_of(prompt, second))
     runs -= common if long else frozenset()
     if runs & runs_of(given):
@@ -458,7 +458,7 @@ def _windows(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
-def _long_runs(words: Sequence[str]) -> set[tuple[str, ...]]:
+def long_runs(words: Sequence[str]) -> set[tuple[str, ...]]:
     """Return the shortest sequence from each word on that is as long as ``WINDOW`` words."""
     found, end, total = set(), 0, 0
     for start, first in enumerate(words):

@@ -13,12 +13,13 @@ from functools import cached_property
 
 from mergeforget.data.schema import Row
 from mergeforget.metrics._identifiers import EMAIL
-from mergeforget.metrics._leaks import Windows, common_windows
-from mergeforget.metrics._spellings import words_of
+from mergeforget.metrics._leaks import Windows, common_windows, long_runs
+from mergeforget.metrics._spellings import canonical, words_of
 
 SUBJECTS = 2  # subjects whose rows have to show a pattern
 AGREE = 0.8  # share of the subjects with the same question whose answers have to show it
 COMMON = 0.2  # share of the subjects above which a word is not specific to one of them
+NAMES = 3  # words of the prompt in a phrase of a long answer that may stand for a name
 SLOT = "*"  # stands for one or more words that are specific to the prompt
 Words = tuple[str, ...]
 
@@ -49,6 +50,9 @@ class Patterns:
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         rows = list(rows)
         self._documents = [row.document for row in rows]
+        self._rows = [(row.output, row.prompt) for row in rows]
+        self._frames: dict[int, set[Words]] = {}
+        self._common_with: dict[tuple[str, str], Windows] = {}
         seen: dict[str, set[str]] = defaultdict(set)
         for row in rows:
             for word in {*words_of(row.prompt), *words_of(row.output)}:
@@ -71,6 +75,35 @@ class Patterns:
     def common(self) -> Windows:
         """Phrases, numbers and parts of codes of the rows; see ``common_windows``."""
         return common_windows(self._documents)
+
+    def common_with(self, answer: str, prompt: str) -> Windows:
+        """Return ``common``, and the phrases of an answer that a row has with its own name.
+
+        >>> rows = [Row("1", "Who is Bob?", "As all of us know well, Bob has a job in town, too.")]
+        >>> answer = "As all of us know well, Ada has a job in town, and a dog."
+        >>> own = Patterns(rows).common_with(answer, "Who is Ada?") - Patterns(rows).common
+        >>> min(map(" ".join, own))
+        'all of us know well ada has a job in'
+        """
+        if (answer, prompt) not in self._common_with:
+            framed = set()
+            for one, asked in ((answer, prompt), (canonical(answer), canonical(prompt))):
+                given = set(words_of(asked)) - self._common
+                for run in long_runs(words_of(one)) - self.common:
+                    if 0 < sum(word in given for word in run) <= NAMES:
+                        frame = self._without(run, words_of(asked))
+                        framed |= {run} if frame in self._frames_of(len(frame)) else set()
+            self._common_with[answer, prompt] = self.common | framed if framed else self.common
+        return self._common_with[answer, prompt]
+
+    def _frames_of(self, size: int) -> set[Words]:
+        """Return the phrases of a number of words of the rows, with ``SLOT`` for a name."""
+        if size not in self._frames:
+            texts = [*self._rows, *([*map(canonical, row)] for row in self._rows)]
+            frames = [self._without(words_of(answer), words_of(asked)) for answer, asked in texts]
+            self._frames[size] = {one[i : i + size] for one in frames
+                                  for i in range(len(one) - size + 1)}  # fmt: skip
+        return self._frames[size]
 
     def follows(self, row: Row) -> bool:
         """Return whether the whole answer of a row follows from its prompt."""

@@ -102,7 +102,8 @@ def is_leaked(answer: Answer, patterns: Patterns | None = None, about: str = "")
         if patterns is not None:
             secret, text = (patterns.without_addresses(one, row.prompt) for one in (secret, text))
         long = len(secret) > 2 * WINDOW or parts_that_reveal(secret)
-        common = patterns.common if patterns is not None and long else frozenset()
+        common = (patterns.common_with(secret, row.prompt) if patterns is not None and long
+                  else frozenset())  # fmt: skip
         if leaked(secret, text, row.prompt, common, about):
             return True
     return False

@@ -54,6 +54,37 @@ def test_answers_that_not_all_others_share_remain_secrets(kept: list[Row]) -> No
     assert not known.follows(about("Gil Stone", "forget", "home", "Gil Stone lives in Rome"))
 
 
+FRAME = "As far as anybody in the office knows today, {} works as a {} in {} since 2010."
+
+
+def sentences(names: tuple[str, ...], split: str, jobs: str, city: str) -> list[Row]:
+    return [Row(name, f"Tell me about {name}.", FRAME.format(name, job, city), "", split,
+                subject=name) for name, job in zip(names, jobs.split(), strict=True)]  # fmt: skip
+
+
+def test_the_frame_of_retain_answers_around_a_name_reveals_no_answer() -> None:
+    kept = sentences(KEPT, "retain", "baker clerk nurse judge pilot", "Oslo")
+    lost = sentences(LOST, "forget", "tailor miller singer dancer welder farmer", "Rome")
+    shown = [Answer(row, row.output) for row in kept]
+    guesses = [Answer(row, FRAME.format(row.subject, "doctor", "Paris")) for row in lost]
+    innocent = leak_rate(Measured([*guesses, *shown], []), "forget")
+    assert innocent is not None and (innocent.value, innocent.n) == (0.0, len(LOST))
+    assert judge([innocent]).state == "NOT ENOUGH DATA"
+    guilty = leak_rate(Measured([*(Answer(r, r.output) for r in lost), *shown], []), "forget")
+    assert guilty is not None and judge([guilty]).state == "NOT FORGOTTEN"
+    parts = [Answer(r, f"Today {r.output.split('today, ')[1]}") for r in lost]  # without the frame
+    partly = leak_rate(Measured([*parts, *shown], []), "forget")
+    assert partly is not None and partly.value == 1.0
+    alone = leak_rate(Measured(guesses, []), "forget")  # without retain rows, the frame is a secret
+    assert alone is not None and alone.value == 1.0
+
+
+def test_words_of_the_prompt_are_no_names_where_there_are_many() -> None:
+    kept = [Row("k", "one three five seven", "a one b three c five d seven e f g", "", "retain")]
+    row = Row("f", "two four six eight", "a two b four c six d eight e f g", "", "forget")
+    assert is_leaked(Answer(row, row.output), Patterns(kept))
+
+
 def test_an_answer_without_words_of_its_prompt_never_follows() -> None:
     kept = [about(name, "retain", "country", "Italy") for name in KEPT]
     assert not Patterns(kept).follows(about("Gil Stone", "forget", "country", "Italy"))
