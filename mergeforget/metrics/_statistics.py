@@ -51,7 +51,7 @@ def mean_score(
 
     Args:
         subjects: The subject of each row; rows with the same subject are one cluster.
-        bounded: Whether values are in [0, 1].
+        bounded: Whether values are in [0, 1]. If not, one row has no interval: it shows no spread.
         kind: Kind of the rows. Scores of another split, task or kind have independent draws.
         by_row: Correlate the draws with those of other ``by_row`` scores of the same rows, in the
             same order, so that the scores may be combined.
@@ -59,7 +59,9 @@ def mean_score(
     if not values:
         return None
     seed = seed_of(split, task, kind)
-    draws = mean_draws(values, seed, subjects=subjects, bounded=bounded, by_row=by_row)
+    draws = None
+    if bounded or len(values) > 1:
+        draws = mean_draws(values, seed, subjects=subjects, bounded=bounded, by_row=by_row)
     return Score(
         metric,
         split,

@@ -130,6 +130,13 @@ def test_intervals_of_a_share_cover_the_truth(share: float, groups: int, size: i
     assert covered / runs >= 0.92
 
 
+def test_one_row_has_an_interval_only_if_its_values_are_bounded() -> None:
+    loss = mean_score("nll", "forget", [5.0], "higher", bounded=False)
+    assert loss is not None and loss.interval is None  # not 5 to 5, as if it were exact
+    share = mean_score("exact_match", "forget", [1.0], "lower")
+    assert share is not None and share.interval is not None and share.interval[0] < 0.05
+
+
 def test_intervals_of_a_mean_cover_the_truth_where_rows_are_clustered() -> None:
     draw, covered, subjects = np.random.default_rng(7), 0, subjects_of(6, 5)
     for _ in range(400):
