@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -539,15 +540,21 @@ def _hub_folder(path: Path, files: Sequence[Path]) -> Records:
         raise InputError(
             f"{path} has data files of several types: {_some(path, files)}. Give one of the files."
         )
-    records = _hub(path, {"name": str(path), "config": None, "split": None})
-    if len(files) > 1 and not configured:
-        say(f"{path}: {len(records)} rows are read from the folder with {_some(path, files)}.")
-    return records
+    return _hub(path, {"name": str(path), "config": None, "split": None})
+
+
+def _read_files(path: Path, files: Sequence[Path]) -> Records:
+    """Read the files of a split, all values as written: ``datasets`` reads ``0012`` as 12."""
+    if len(files) == 1:
+        return read_records(files[0])
+    records = [record for file in files for _, record in read_records(file)]
+    say(f"{path}: {len(records)} rows are read from {_some(path, files)}.")
+    return list(enumerate(records, 1))
 
 
 def _some(path: Path, files: Sequence[Path]) -> str:
     """Return the first file names of a folder, and the number of others."""
-    names = [file.relative_to(path).as_posix() for file in files]
+    names = [Path(os.path.relpath(file, path)).as_posix() for file in files]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
@@ -575,9 +582,13 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
             f"{INSTALL}"
         ) from error
     saved = any((path / file).is_file() for file in SAVED)
+    local = not saved and Path(name).is_dir()
     try:
         if saved:
             dataset = datasets.load_from_disk(str(path))
+        elif local:
+            found = datasets.load_dataset_builder(name, config).config.data_files.items()
+            dataset = {str(key): [Path(file) for file in files] for key, files in found}
         else:
             dataset = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # for example an unknown name, no network, or a refused script
@@ -592,15 +603,15 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
             "cached data sets work offline."
         ) from error
     if isinstance(dataset, dict):
-        if len(dataset) > 1 and "train" not in dataset:
+        chosen = split or (next(iter(dataset)) if len(dataset) == 1 else "train")
+        if chosen not in dataset:
             raise InputError(
-                f"The data set {name} has the splits {', '.join(dataset)}. Name one: {path}/SPLIT."
+                f"The data set {name} has the splits {', '.join(dataset)}. Name one: {name}/SPLIT."
             )
-        chosen = "train" if "train" in dataset else next(iter(dataset))
-        if others := [split for split in dataset if split != chosen]:
+        if others := [key for key in dataset if key not in (chosen, split)]:
             say(f"{path}: the split {chosen!r} is read. Not read: {', '.join(others)}.")
         dataset = dataset[chosen]
-    return list(enumerate(dataset.to_list(), 1))
+    return _read_files(Path(name), dataset) if local else list(enumerate(dataset.to_list(), 1))
 
 
 def _parquet(path: Path) -> Records:

@@ -114,6 +114,28 @@ def test_a_saved_or_local_data_set_gives_the_split_that_is_named(
     assert read_rows(tmp_path / "empty" / "retain")[0].output == "retain"
 
 
+def test_values_in_a_folder_of_data_files_are_read_as_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`datasets` would read a PIN as the number 12, NA as missing, and a text as a time."""
+    pytest.importorskip("datasets")
+    answers = ["0012", "0340", "1.50", "NA", "None", "True"]
+    table = "question,answer\n" + "".join(f"{i}?,{one}\n" for i, one in enumerate(answers))
+    folder = text_file(tmp_path, table, "table/pins.csv").parent
+    assert [row.output for row in read_rows(folder)] == answers
+    times = ["1987-03-02 10:30:00", "1987-03-02T10:30:00+02:00"]
+    for i, one in enumerate(times):
+        write_jsonl(tmp_path / "lines" / f"{i}.jsonl", [{"question": f"{i}?", "answer": one}])
+    assert [answer for _, answer in unlearned(tmp_path / "lines")] == times
+    assert "lines: 2 rows are read from 0.jsonl, 1.jsonl." in caplog.text
+    stored = text_file(tmp_path, table, "blobs/1a2b")  # as in the cache of the hub
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "train.csv").symlink_to(stored)
+    assert [row.output for row in read_rows(tmp_path / "linked" / "train")] == answers
+    with pytest.raises(InputError, match="has the splits train. Name one: .*linked/SPLIT"):
+        read_rows(tmp_path / "linked" / "dev")
+
+
 def test_a_path_in_a_list_and_a_text_in_place_of_a_file_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
