@@ -218,11 +218,27 @@ def _answer_start(full: str, marked: str, answer: str) -> int | None:
 
 
 def answer_header(tokenizer: Any) -> str:
-    """Return the text that the template writes before an answer."""
+    """Return the text that the template writes before an answer.
+
+    It is the generation prompt, with the whitespace and an empty thinking block that follow it; in
+    a template without one, all text between a user's turn and the answer, such as `` [/INST] ``.
+    """
     turns = [{"role": "user", "content": MARK}]
-    without = render(tokenizer, turns)
-    text = render(tokenizer, turns, answers=True)
-    return text[len(without) :] if text.startswith(without) else ""
+    without, text = render(tokenizer, turns), render(tokenizer, turns, answers=True)
+    if not text.startswith(without):  # Phi-3 writes EOS if no answer follows
+        without = without.removesuffix(str(tokenizer.eos_token))
+    header = text[len(without) :] if text.startswith(without) else ""
+    full = render(tokenizer, [*turns, {"role": "assistant", "content": OTHER_MARK}])
+    before, mark, _ = full.rpartition(OTHER_MARK)
+    _, asked, between = before.rpartition(MARK)
+    if not mark or not asked:
+        return header
+    if not header.strip():
+        return between
+    place = between.rfind(header.strip())
+    rest = between[place + len(header.strip()) :]
+    own = place < 0 or bool(THINKING_BLOCK.sub("", rest).strip())
+    return header if own else header.strip() + rest
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from mergeforget.data.chat_template import (
     MARK,
     OTHER_MARK,
+    THINKING_BLOCK,
     Turn,
     add_bos,
     answer_header,
@@ -274,8 +275,18 @@ class PromptTemplate:
 
     def _typed(self, row: Row) -> bool:
         """Return whether the prompt ends with the template's header, so it is already rendered."""
-        header = self.header.strip()
-        return bool(header) and row.input.rstrip().endswith(header)
+        return self._blank_after(row) is not None
+
+    def _blank_after(self, row: Row) -> str | None:
+        """Return the whitespace that the template writes after the header that ends a prompt.
+
+        None if the prompt does not end with the header, with or without its thinking block.
+        """
+        bare, prompt = (THINKING_BLOCK.sub("", text) for text in (self.header, row.input))
+        if not bare.strip() or not prompt.rstrip().endswith(bare.strip()):
+            return None
+        header = bare if prompt == row.input else self.header
+        return header[len(header.rstrip()) :]
 
     def _turns(self, row: Row) -> list[Turn]:
         turns = [{"role": m.role, "content": m.content} for m in row.messages]
@@ -363,8 +374,10 @@ class PromptTemplate:
     ) -> tuple[list[int], list[int]]:
         """Tokenise prompt and answer as one text; a token across the boundary is the answer's."""
         before = row.prompt
-        typed = bool(prompt) and (self._typed(row) or prompt[-1] in special_ids(tokenizer))
-        text = before + ("" if typed or not row.output else row.joint(join)) + row.output
+        blank = self._blank_after(row) if prompt else None
+        if blank is None:
+            blank = "" if prompt and prompt[-1] in special_ids(tokenizer) else join
+        text = before + (row.joint(blank) if row.output else "") + row.output
         check_size(text)
         if not getattr(tokenizer, "is_fast", True):  # a tokenizer in Python, which knows no offsets
             ids = token_ids(tokenizer, text)

@@ -213,14 +213,44 @@ def test_the_cache_key_depends_on_the_template_text() -> None:
     assert PromptTemplate.resolve(one).key != PromptTemplate.resolve(other).key
 
 
+PHI3 = (  # ends a conversation without a generation prompt with EOS
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|start|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+VICUNA = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'ASSISTANT: ' + m.content + "
+    "eos_token }}{% else %}{{ 'USER: ' + m.content + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
 @pytest.mark.parametrize("kind", ["none", "chat"])
-def test_a_rendered_prompt_gets_no_space_and_is_not_rendered_again(kind: Any) -> None:
-    tokenizer = with_template(CHAT_TEMPLATE)
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, TURN + END, LLAMA2, PHI3, VICUNA, EMPTY_BLOCK, THINKS]
+)
+@pytest.mark.parametrize("blanks", ["kept", "stripped"])
+def test_a_rendered_prompt_gets_no_space_and_is_not_rendered_again(
+    template: str, kind: Any, blanks: str
+) -> None:
+    tokenizer = with_template(template)
     chat = PromptTemplate.resolve(tokenizer, "chat")
-    typed = Row("a", chat.prompt_text(tokenizer, ROW), ROW.output)
+    text = chat.prompt_text(tokenizer, ROW)
+    if template == THINKS:  # the blanks after a block that only the prompt has are unknown
+        blanks = "kept"
+    typed = Row("a", text.rstrip() if blanks == "stripped" else text, ROW.output)
     cut = PromptTemplate.resolve(tokenizer, kind).tokens(tokenizer, typed)
-    assert cut.prompt + cut.answer + cut.end == (
-        lambda c: c.prompt + c.answer + c.end)(chat.tokens(tokenizer, ROW))  # fmt: skip
+    wanted = chat.tokens(tokenizer, ROW)
+    assert cut.prompt + cut.answer == wanted.prompt + wanted.answer
+    assert cut.end[-1:] == wanted.end[-1:]
+    assert cut.prompt == chat.prompt_ids(tokenizer, typed)
+
+
+@pytest.mark.parametrize("template", [EMPTY_BLOCK, THINKS])
+def test_a_prompt_that_was_rendered_without_a_thinking_block_stays_as_it_is(template: str) -> None:
+    tokenizer = with_template(template)
+    text = "<|start|>user: Where is Ada?<|end|><|start|>assistant: "
+    cut = PromptTemplate.resolve(tokenizer).tokens(tokenizer, Row("a", text, "In Lund."))
+    assert tokenizer.decode(cut.prompt + cut.answer) == text + "In Lund."
 
 
 @pytest.mark.parametrize("prompt", ["### Response:\n", "Q: x\tA: ", "<|start|>"])
