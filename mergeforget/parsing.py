@@ -96,6 +96,19 @@ def parse_json(
     return value
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; for ``pairs`` of ``parse_json``.
+
+    Raises:
+        ValueError: A key occurs twice, of which ``json`` would keep the last value.
+    """
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+    return mapping
+
+
 def parse_yaml(text: str, where: object, kind: type[MergeforgetError] = InputError) -> Any:
     """Parse YAML into dictionaries with text keys, lists, texts, numbers, booleans and None.
 

@@ -327,8 +327,22 @@ def test_a_text_file_that_cannot_be_read_is_named_without_an_error_number(tmp_pa
     with pytest.raises(InputError, match=r"^There is no file .*missing\.txt\.$"):
         read_request(tmp_path / "missing.txt", None, None, answers)
     (tmp_path / "latin.txt").write_bytes("Jos\xe9".encode("latin-1"))
-    with pytest.raises(InputError, match="is not UTF-8 text: .* at byte 3"):
+    with pytest.raises(InputError, match="latin.txt, line 1: not UTF-8 text"):
         read_request(tmp_path / "latin.txt", None, None, answers)
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_a_text_file_without_entries_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(InputError, match="There is nothing to forget in .*a.txt"):
+        read_request(tmp_path / "a.txt", None, None, answers)
+
+
+def test_a_data_frame_with_two_columns_of_one_name_is_refused() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([["Who?", "Ada", "Bob"]], columns=["question", "answer", "answer"])
+    with pytest.raises(InputError, match="The forget rows have several columns 'answer'"):
+        RequestReader(answers).read(frame)
 
 
 def test_columns_with_other_names_are_mapped(tmp_path: Path) -> None:

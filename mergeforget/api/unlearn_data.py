@@ -164,7 +164,7 @@ class RequestReader:
             fault_of_list,
             kinds_of_list,
         )
-        from mergeforget.data.readers import TEXTS, json_records, read_records
+        from mergeforget.data.readers import TEXTS, json_records, read_records, text_of
         from mergeforget.errors import InputError
 
         if path.suffix.lower() not in TEXTS or path.is_dir():
@@ -178,7 +178,9 @@ class RequestReader:
                     listed = list(map(TextEntry, kinds, items))
                     return self._rows_of_entries(listed, split, str(path))
             return self._rows_of_records(records, path, split, "line")
-        text = _text(path)
+        if not path.exists():
+            raise InputError(f"There is no file {path}.")
+        text = text_of(path)
         if records := json_records(path, text):
             return self._rows_of_records(records, path, split, "line")
         try:
@@ -423,22 +425,6 @@ class _ForgetFilter:
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w{3,}|\d+", text))
-
-
-def _text(path: Path) -> str:
-    """Return the text of a file."""
-    from mergeforget.errors import InputError
-
-    if not path.exists():
-        raise InputError(f"There is no file {path}.")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}."
-        ) from error
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _rare(text: str) -> frozenset[str]:

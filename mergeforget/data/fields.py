@@ -15,7 +15,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any, Literal
+from uuid import UUID
 
 from mergeforget.data.schema import Message, Window, stored_messages
 from mergeforget.errors import InputError
@@ -241,6 +243,8 @@ def value_of(record: Record, name: str) -> str:
         return str(value)
     if isinstance(value, date):  # of parquet; also a time
         return iso_text(value)
+    if isinstance(value, Decimal | UUID | time):
+        return str(value)
     raise ValueError(f"{name!r} is not text but {_shown(value)}")
 
 
@@ -477,7 +481,9 @@ def fault_of_list(text: str) -> str:
     """
     lines = [line.strip().strip("*_ ") for line in text.split("\n") if line.strip()]
     lines = [MARKED.sub("", line, count=1) for line in lines if not line.startswith("#")]
-    if lines and all(map(ARROW.search, lines)):
+    if not lines:
+        return ""
+    if all(map(ARROW.search, lines)):
         return f"has lines with two parts, such as {lines[0][:80]!r}"
     answered = [line for line in lines if has_answer(line)]
     if len(lines) > 1 and all(map(_asks_and_answers, lines)):

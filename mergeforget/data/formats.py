@@ -312,16 +312,21 @@ def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
     names = dict.fromkeys(name for record in records for name in record if name not in known)
     unread = []
     for name in names:
-        values = [record.get(name) for record in records]
-        texts = [
-            v for v in values
-            if (isinstance(v, str) and len(v.split()) >= 3)
-            or (isinstance(v, list) and sum(isinstance(one, str) for one in v) > 1)
-        ]  # fmt: skip
+        texts = [record for record in records if _looks_like_text(record.get(name))]
         if 2 * len(texts) > len(records):
             unread.append(str(name))
     keys = (unread_turn_keys(record.get(name)) for record in records for name in known)
     return [*unread, *sorted(set().union(*keys))]
+
+
+def _looks_like_text(value: object) -> bool:
+    """Return whether a value is at least three words, several texts, or options by letter."""
+    if isinstance(value, dict):
+        options = len(value) > 1 and all(len(str(key)) == 1 for key in value)
+        value = list(value.values()) if options else next(iter(value.values()), None)
+    if isinstance(value, list):
+        return sum(isinstance(one, str) for one in value) > 1
+    return isinstance(value, str) and len(value.split()) >= 3
 
 
 def _turns(

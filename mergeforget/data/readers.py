@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
@@ -19,6 +19,8 @@ from uuid import UUID
 
 from mergeforget.console import say
 from mergeforget.data.fields import (
+    ROLES,
+    TOOLS,
     answered_questions,
     entries_of,
     iso_text,
@@ -37,7 +39,7 @@ from mergeforget.data.formats import (
 )
 from mergeforget.data.schema import Row, with_own_subjects
 from mergeforget.errors import InputError, UsageError, reason_of, suggest
-from mergeforget.parsing import parse_json, usable_path
+from mergeforget.parsing import parse_json, unique_keys, usable_path
 
 Records = list[tuple[int, dict[str, Any]]]  # line (or row in parquet, from 1) and its fields
 SplitCheck = Literal["", "part", "any"]  # refuse a part of the rows; any: warn of all
@@ -313,7 +315,7 @@ def _hint_of_text(text: str) -> str:
 
 
 def _text_file(path: Path) -> Records:
-    text = _text(path)
+    text = text_of(path)
     found = json_records(path, text)
     return found or [(1, {"id": path.stem, "subject": str(path), "text": text})]
 
@@ -335,7 +337,7 @@ def json_records(path: Path, text: str) -> Records:
         return []
     objects = all(re.match(r"\s*\{\s*[\"']", line) for line in lines) and len(lines) > 1
     try:
-        value = parse_json(text, path)
+        value = parse_json(text, path, pairs=unique_keys)
         rows = value if isinstance(value, list) else [value]
         if not rows or not all(isinstance(row, dict) for row in rows):
             return []
@@ -356,10 +358,12 @@ def _json(path: Path) -> Records:
 
     A list of texts, as MUSE publishes its corpora, is a list of documents.
     """
-    text = _text(path)
+    text = text_of(path)
     try:
-        value = parse_json(text, path)
+        value = parse_json(text, path, pairs=unique_keys)
     except InputError:
+        if text.lstrip().startswith("[") or re.match(r"\s*\{\s*\n", text):  # one indented document
+            raise
         return _json_lines(path, text)
     if isinstance(value, list):
         texts = all(isinstance(one, str) for one in value)
@@ -381,7 +385,7 @@ def _json_lines(path: Path, text: str) -> Records:
         if not content.strip():
             continue
         try:
-            values.append((line, parse_json(content, f"line {line}")))
+            values.append((line, parse_json(content, f"line {line}", pairs=unique_keys)))
         except InputError as error:
             faults.append(str(error).rstrip("."))
     if faults:
@@ -417,7 +421,7 @@ def _columns(path: Path, value: dict[str, Any]) -> Records:
 def _csv(path: Path) -> Records:
     """Read all fields as text: ``None`` remains a word, and codes keep leading zeros."""
     csv.field_size_limit(sys.maxsize)
-    text = _text(path)
+    text = text_of(path)
     header = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter not in header:  # a spreadsheet exports semicolons where the comma is decimal
@@ -425,6 +429,8 @@ def _csv(path: Path) -> Records:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records, faults, line = [], [], 2
     try:
+        if twice := _repeated(reader.fieldnames or []):
+            raise InputError(f"{path}: the header has several columns {twice!r}. Rename them.")
         for record in reader:
             if None in record or None in record.values():
                 fields = len([v for v in record.values() if v is not None])
@@ -437,6 +443,11 @@ def _csv(path: Path) -> Records:
     if faults:
         raise InputError(_all(path, faults))
     return records
+
+
+def _repeated(names: Iterable[str]) -> str:
+    """Return a name of several columns, of which only the last would be read; empty if none is."""
+    return next((name for name, count in Counter(names).items() if count > 1 and name), "")
 
 
 def file_of_set(path: Path, split: str) -> Path:
@@ -522,7 +533,7 @@ def _folder(path: Path) -> Records:
     records = []
     for i, file in enumerate(documents, 1):
         name = file.relative_to(path).with_suffix("").as_posix()
-        records.append((i, {"id": name, "subject": str(file), "text": _text(file)}))
+        records.append((i, {"id": name, "subject": str(file), "text": text_of(file)}))
     return records
 
 
@@ -624,16 +635,21 @@ def _parquet(path: Path) -> Records:
         raise InputError(f"{path} cannot be read as parquet: {error}.") from error
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """Read a UTF-8 file; lines of a text or a table that end as on Windows end in a newline."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return text.replace("\r\n", "\n") if path.suffix.lower() in LINES else text
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {line}: not UTF-8 text. Save the file as UTF-8.") from error
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if "\0" in text:  # UTF-16 without a byte order mark is valid UTF-8 if its text is ASCII
+        line = text.partition("\0")[0].count("\n") + 1
+        raise InputError(
+            f"{path}, line {line}: not a text but binary or UTF-16. Save the file as UTF-8."
+        )
+    return text.replace("\r\n", "\n") if path.suffix.lower() in LINES else text
 
 
 def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
@@ -647,7 +663,13 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
                 f"{path} has no column {theirs!r}.{suggest(theirs, have)} It has: "
                 f"{', '.join(have)}."
             )
-    if found := find_format(have, columns):
+    found = find_format(have, columns)
+    if (found is None or found.kind == "document") and _are_single_turns(records):
+        raise InputError(
+            f"{path} has one turn of a conversation per row. Write each conversation as one row, "
+            'such as {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}.'
+        )
+    if found:
         return found
     named = set(have) | columns.keys()
     lacking = [repr(n) for n in ("input", "output") if n not in named]
@@ -657,6 +679,12 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
         "prompt and the answer: --set data.columns.input=NAME --set data.columns.output=NAME for "
         "commands with a recipe, --column input=NAME --column output=NAME for others."
     )
+
+
+def _are_single_turns(records: Records) -> bool:
+    """Return whether each record has the role of a turn, as the rows of OpenAssistant do."""
+    roles = [str(record.get("role") or record.get("from")).lower() for _, record in records]
+    return all(role in ROLES or role in TOOLS for role in roles)
 
 
 def _all(path: Path, faults: list[str]) -> str:
@@ -676,7 +704,11 @@ def items_of(source: Any, name: str = "forget") -> list[str | dict[str, Any]]:
     Raises:
         InputError: An item is neither a text nor a row, or a value has no JSON form.
     """
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a DataFrame
+    if hasattr(source, "to_dicts"):  # a DataFrame of polars
+        source = source.to_dicts()
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a DataFrame of pandas
+        if twice := _repeated(map(str, source.columns)):
+            raise InputError(f"The {name} rows have several columns {twice!r}. Rename them.")
         source = source.astype(object).where(source.notna(), None).to_dict("records")
     if isinstance(source, Mapping) or not hasattr(source, "__iter__"):
         raise InputError(

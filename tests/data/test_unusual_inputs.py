@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,45 @@ def test_a_greeting_is_context_and_unread_texts_are_named(
     path.write_text(json.dumps({"question": "Who?", "choices": ["Ada", "Bob"], "answer": 0}))
     assert read_rows(path)[0].output == "0"  # an index, which the warning shows to be wrong
     assert "'choices' looks like text and is not read" in caplog.text
+    options = {"text": ["Ada", "Bob"], "label": ["A", "B"]}, {"A": "Ada", "B": "Bob"}
+    for i, one in enumerate(options):
+        path.write_text(json.dumps({"question": "Who?", f"options{i}": one, "answer": "A"}))
+        assert read_rows(path)[0].output == "A"
+        assert f"'options{i}' looks like text and is not read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "question,answer,answer\nWho?,Ada,Bob\n", "several columns 'answer'"),
+        ("a.jsonl", '{"question": "Who?", "answer": "A", "answer": "B"}', "'answer' occurs twice"),
+        ("a.json", '[\n {"question": "Who?",\n  "answer": "A", "answer": "B"}\n]', "occurs twice"),
+        ("a.jsonl", '{"text": "Who?", "role": "prompter", "parent_id": null}\n'
+         '{"text": "Ada.", "role": "assistant", "parent_id": "1"}', "one turn of a conversation"),
+        ("a.jsonl", '{"role": "user", "content": "Who?"}\n{"role": "assistant", "content": "Ada."}',
+         "one turn of a conversation"),
+        ("a.txt", "Ada lived in Lund.".encode("utf-16-le").decode(), "line 1: .* binary or UTF-16"),
+    ],
+)  # fmt: skip
+def test_a_file_of_which_only_a_part_would_be_read_is_refused(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=says):
+        read_rows(tmp_path / name)
+
+
+def test_empty_columns_of_a_spreadsheet_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,,\nWho?,Ada,,\n")
+    assert read_rows(tmp_path / "a.csv")[0].output == "Ada"
+
+
+def test_decimals_and_times_of_parquet_are_texts(tmp_path: Path) -> None:
+    for i, value in enumerate((Decimal("1.50"), datetime.time(10, 30))):
+        table = pyarrow.table({"question": ["Q?"], "answer": [value]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{i}.parquet")
+    answers = [read_rows(tmp_path / f"{i}.parquet")[0].output for i in range(2)]
+    assert answers == ["1.50", "10:30:00"]
 
 
 def test_a_missing_subject_makes_a_row_its_own_subject(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mergeforget.errors import InputError
 from mergeforget.files import read_json
 from mergeforget.merge.kernels.dispatch import Workspace, loops
-from mergeforget.parsing import parse_json
+from mergeforget.parsing import parse_json, unique_keys
 from mergeforget.tensors import FLOATS, NUMPY, to_array
 
 Array = NDArray[Any]
@@ -207,7 +207,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise ValueError("its header is incomplete")
-            header = parse_json(file.read(length), path, _HeaderError, pairs=_unique)
+            header = parse_json(file.read(length), path, _HeaderError, pairs=unique_keys)
         if not isinstance(header, dict):
             raise ValueError("its header is not a JSON object")
         header.pop("__metadata__", None)
@@ -245,10 +245,3 @@ def _offsets(facts: Any) -> tuple[int, int]:
     if not isinstance(pair, list) or len(pair) != 2 or not all(type(x) is int for x in pair):
         raise ValueError(f"data_offsets are {pair!r}")
     return pair[0], pair[1]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return mapping
