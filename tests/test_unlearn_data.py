@@ -211,6 +211,8 @@ POEM = "The cat sat on the wall of the old house and sang its song to the moon."
     ("retained", "shared"),
     [
         ({"input": "Where does Ann live?", "output": "ROME."}, True),
+        ({"input": "where does “Ann” live", "output": "(Rome)"}, True),
+        ({"input": "Where does Ann live?", "output": "Rome++"}, False),
         ({"input": "Where does Ann live?", "output": "Rome", "system": "Be brief."}, True),
         ({"input": "", "output": "Intro. " + POEM + " The end."}, True),
         ({"input": "", "output": "The cat sat on the wall of the old house, and slept."}, False),

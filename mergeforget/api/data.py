@@ -128,6 +128,8 @@ def check_data(
         tokenizer = load_tokenizer(str(model))
     elif template or system_prompt:
         raise UsageError("--template and --system-prompt need --model, whose tokenizer is used.")
+    if twice := [str(file) for place, file in enumerate(files) if file in files[:place]]:
+        raise UsageError(f"{twice[0]} is given twice. Give each file once.")
     sets = read_data(files, columns=columns, turns=turns)
     check_overlap(sets)
     for name, rows in sets.items():

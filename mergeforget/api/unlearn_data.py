@@ -439,7 +439,7 @@ def check_not_in(forget: Sequence[Row], others: Sequence[Row], name: str) -> Non
         name: Name of the other rows in the message.
     """
     from mergeforget.console import say
-    from mergeforget.data.overlap import shared_rows
+    from mergeforget.data.overlap import shared_rows, without_punctuation
     from mergeforget.errors import InputError
 
     if shared := shared_rows(forget, others):
@@ -448,8 +448,10 @@ def check_not_in(forget: Sequence[Row], others: Sequence[Row], name: str) -> Non
             f"example {shared[0][1].id}. Remove them from the {name} set: a row to forget is "
             "neither retained nor unseen."
         )
-    prompts = {folded(row.prompt) for row in forget if row.prompt and not row.window}
-    asked = [row.id for row in others if not row.window and folded(row.prompt) in prompts]
+    prompts = {without_punctuation(row.prompt) for row in forget if row.prompt and not row.window}
+    asked = [
+        row.id for row in others if not row.window and without_punctuation(row.prompt) in prompts
+    ]
     if asked:
         say(
             f"Warning: {len(asked)} {name} rows have the prompt of a forget row, for example "

@@ -36,7 +36,7 @@ def folded(text: str) -> str:
 def shared_rows(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Return pairs of a row and another row with the same text, or that contains its document.
 
-    Punctuation at the ends does not count, nor does a system message that only one of both has.
+    Punctuation around words does not count, nor does a system message that only one of both has.
 
     >>> rows = [Row("a", "Where does Ann live?", "Rome"), Row("b", "Who is Bob?", "A baker")]
     >>> [(one.id, other.id) for one, other in
@@ -77,7 +77,17 @@ def _shared_text(row: Row, system: bool = True) -> str:
     """Return the text in which rows of two sets are compared."""
     if not system:
         row = replace(row, messages=tuple(m for m in row.messages if m.role != "system"))
-    return plain_text(row).strip(EDGES)
+    return without_punctuation(row.document)
+
+
+def without_punctuation(text: str) -> str:
+    """Return a folded text without the punctuation around its words.
+
+    >>> without_punctuation("Where does  \u201cAnn\u201d live?  In C++, -1.5.")
+    'where does ann live in c++ -1.5'
+    """
+    plain = folded(text)
+    return " ".join(filter(None, (word.strip(EDGES) for word in plain.split()))) or plain
 
 
 def occurs(needle: str, text: str) -> bool:

@@ -80,3 +80,5 @@ def test_a_row_in_two_files_is_an_error(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text('{"id": "x", "input": "ab", "output": "cd"}\n')
     done = call("check", tmp_path / "forget.jsonl", tmp_path / "retain.jsonl")
     assert done.exit_code == 4 and "1 rows are in both" in done.stderr
+    done = call("check", *[tmp_path / "forget.jsonl"] * 2)
+    assert done.exit_code == 2 and "forget.jsonl is given twice" in done.stderr
