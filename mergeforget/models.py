@@ -338,4 +338,10 @@ def _explained(name: str, path: Path) -> Iterator[None]:
     except Exception as error:  # a damaged configuration or tokenizer; tokenizers raise Exception
         if "out of memory" in str(error).lower():
             raise
-        raise InputError(f"Cannot load the model {name} from {path}: {reason_of(error)}") from error
+        way_out = (
+            " Give --trust-remote-code to run it, if you trust it."
+            if "trust_remote_code" in str(error) else ""
+        )  # fmt: skip
+        raise InputError(
+            f"Cannot load the model {name} from {path}: {reason_of(error)}{way_out}"
+        ) from error

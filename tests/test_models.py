@@ -157,6 +157,14 @@ def test_an_encoder_decoder_model_is_refused_by_name(name: str, tmp_path: Path) 
         load_model(ModelSpec(name=str(tmp_path)))
 
 
+def test_the_error_for_a_model_with_its_own_code_names_the_option(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text()) | {"model_type": "mine"}
+    own = {"auto_map": {"AutoConfig": "code.Config"}}
+    (copy / "config.json").write_text(json.dumps(config | own))
+    with pytest.raises(InputError, match="custom code .* Give --trust-remote-code to run it"):
+        load_model(str(copy), device="cpu")
+
+
 # the embedded model
 
 

@@ -159,6 +159,56 @@ def test_a_wrong_request_is_refused_before_the_training_and_can_be_corrected(
         call(knowing, out)
 
 
+def test_a_request_that_the_training_refuses_can_be_corrected(
+    knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, answers = tmp_path / "run", iter([InputError("too short"), ResourceError("disk full")])
+
+    def train(*_: Any, **__: Any) -> None:
+        raise next(answers)
+
+    monkeypatch.setattr(pair, "train_pair", train)
+    with pytest.raises(InputError, match="too short"):
+        call(knowing, out)
+    assert not (out / "request.json").exists()
+    with pytest.raises(InputError, match="is not an adapter"):
+        call(knowing, out, over=tmp_path / "nosuch")
+    with pytest.raises(ResourceError, match="disk full"):
+        call(knowing, out, system_prompt=None)
+    assert (out / "request.json").exists()  # to be continued
+
+
+def test_rows_that_only_the_recipe_names_are_not_replaced_by_generated_ones(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"out": tmp_path / "run", "forget": knowing["forget"]}
+    for key, option in (("data.holdout", "--holdout"), ("model.name", "MODEL")):
+        with pytest.raises(UsageError, match=f"--set {key} has no effect here. Give {option}"):
+            unlearn(knowing["model"], settings=[f"{key}=x"], **options)
+    recipe = change(load_recipe("level"), data={"holdout": str(knowing["holdout"])})
+    options |= {"retain": knowing["retain"], "recipe": recipe}
+    with pytest.raises(UsageError, match="The recipe has data.holdout: .* with --holdout"):
+        unlearn(knowing["model"], **options)
+    options |= {"forget": [knowing["forget"], knowing["holdout"]]}
+    with pytest.raises(UsageError, match="The recipe has data.holdout"):
+        mf.unlearn_sequence(knowing["model"], **options)
+
+
+def test_a_masked_language_model_is_refused_before_the_training(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=16)  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    build_tokenizer().save_pretrained(tmp_path / "bert")
+    files = {n: knowing[n] for n in ("forget", "retain", "holdout")}
+    with pytest.raises(InputError, match="is not a causal language model"):
+        unlearn(tmp_path / "bert", out=tmp_path / "run", **files)
+    assert not (tmp_path / "run" / "request.json").exists()
+
+
 def test_rows_from_a_generator_are_read_once(knowing: dict[str, Path], tmp_path: Path) -> None:
     rows = read_jsonl(knowing["forget"])
     generated: Any = (row for row in rows)

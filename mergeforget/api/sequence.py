@@ -23,7 +23,7 @@ from mergeforget.api.unlearn_data import (
     renamed,
     turns_of,
 )
-from mergeforget.api.unlearn_request import changes_of, facts_of
+from mergeforget.api.unlearn_request import changes_of, check_sources, facts_of
 
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
@@ -274,6 +274,8 @@ def _prepare(
     if (root / "recipe.yaml").exists():
         raise InputError(f"{root} contains a run. Choose another --out for a sequence.")
     chosen = _recipe(recipe, facts)
+    for sources in zip(*given.values(), strict=True):
+        check_sources(chosen, dict(zip(SOURCES, sources, strict=True)))
     turns = turns_of(chosen)
     base = folded_base(Run(root / names[0]), facts)
     chosen = change(chosen, model={"name": base})

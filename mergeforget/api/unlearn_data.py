@@ -550,12 +550,14 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     from mergeforget.data.templating import template_of
     from mergeforget.data.tokens import encode_rows
     from mergeforget.data.twins import nonmember_twins
+    from mergeforget.evaluate.self_check import safe_modes
     from mergeforget.models import load_model
     from mergeforget.outputs import ANSWER
     from mergeforget.train.fit import REPEATED
     from mergeforget.train.nlls import auc_of, read_nlls
 
     loaded = load_model(recipe.model)
+    safe_modes(loaded.model)  # refuses masked language models
     template = template_of(loaded.tokenizer, recipe.data)
     outside = rows.holdout or nonmember_twins(rows.forget, corpus=rows.retain, seed=1)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,12 @@ from mergeforget.api.unlearn_data import (
 if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
     from mergeforget.run import Run
+
+
+OPTIONS = {  # recipe keys that a request replaces -> what sets them
+    "model.name": "MODEL", "data.forget": "--forget", "data.retain": "--retain",
+    "data.holdout": "--holdout",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def request_of(
         InputError: An existing adapter cannot be read.
         UsageError: Existing adapters of the model are given with another model to start from.
     """
+    from mergeforget.adapter import read_adapter
     from mergeforget.errors import UsageError
 
     sides = {"over": over, "under": under}
@@ -84,6 +92,8 @@ def request_of(
             "--over and --under are adapters of MODEL itself: leave --memorise, --adapter and "
             "--after out, or merge these into the model first (mergeforget merge-models)."
         )
+    for side, folder in pair.items():
+        read_adapter(folder, side)
     changes = changes_of(recipe, settings, template, system_prompt, turns)
     given: Any = [  # a generator can be read only once
         list(one) if isinstance(one, Iterator) else one for one in (forget, retain, holdout)
@@ -124,7 +134,29 @@ def changes_of(
             "settings, template, system_prompt and turns apply only to a recipe given by name or "
             "path. Change a loaded recipe with mergeforget.recipe.change()."
         )
+    for key in (change.partition("=")[0].strip() for change in changes):
+        if key in OPTIONS:
+            raise UsageError(f"--set {key} has no effect here. Give {OPTIONS[key]} instead.")
     return changes
+
+
+def check_sources(recipe: Recipe, sources: Mapping[str, Any]) -> None:
+    """Raise UsageError for rows that a recipe names and a request does not.
+
+    They would be replaced by generated ones.
+
+    Args:
+        sources: Source of each set, or None.
+    """
+    from mergeforget.errors import UsageError
+
+    for split in ("retain", "holdout"):
+        named = getattr(recipe.data, split)
+        if named and sources[split] is None:
+            raise UsageError(
+                f"The recipe has data.{split}: {named}, and the request names no {split} rows. "
+                f"Give them with --{split} {named}, or remove the key from the recipe."
+            )
 
 
 def trained(
@@ -145,7 +177,8 @@ def trained(
     from mergeforget.train.pair import train_pair
 
     run, request = job.run, asked.facts
-    with job.stage("data"):
+    fresh = not run.recipe.exists()
+    with _withdrawn(run, fresh), job.stage("data"):
         request["base"] = folded_base(run, request)
         approval = _asking(job, approve)
         chosen, notes = _prepare(
@@ -160,7 +193,7 @@ def trained(
             _check_sets(chosen, run)
         if run.state("unlearn-pair") != "done":
             _announce(job)
-    with job.stage("pair"):
+    with _withdrawn(run, fresh), job.stage("pair"):
         if make_pair is not None:
             make_pair(chosen, run)
         else:
@@ -173,22 +206,33 @@ def trained(
 
 
 def _check_sets(recipe: Recipe, run: Run) -> None:
-    """Save the rows of the training; withdraw the request if they are unusable.
+    """Save the rows of the training."""
+    from mergeforget.train.run_rows import prepare
+
+    with run.lock():
+        prepare(recipe, run)
+
+
+@contextmanager
+def _withdrawn(run: Run, fresh: bool) -> Iterator[None]:
+    """Withdraw a request that is refused before anything is trained.
 
     The same folder then takes a corrected request.
+
+    Args:
+        fresh: Whether this call began the run.
     """
     import shutil
 
-    from mergeforget.errors import InputError
-    from mergeforget.train.run_rows import prepare
+    from mergeforget.errors import InputError, RecipeError, UsageError
 
     try:
-        with run.lock():
-            prepare(recipe, run)
-    except InputError:
-        for path in (run.root / REQUEST, run.root / "notes.json", run.recipe):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(run.data, ignore_errors=True)
+        yield
+    except (InputError, RecipeError, UsageError):
+        if fresh and not any(path.exists() for path in (run.history, run.over, run.under)):
+            for path in (run.root / REQUEST, run.root / "notes.json", run.recipe):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(run.data, ignore_errors=True)
         raise
 
 
@@ -337,6 +381,7 @@ def _prepare(
     notes_file = run.root / "notes.json"
     folder = run.root / "request"  # with the names of columns that mergeforget uses
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
+    check_sources(chosen, dict(zip(("forget", "retain", "holdout"), sources, strict=True)))
     turns = turns_of(chosen)
     chosen = change(chosen, model={"name": request["base"]})
     if not notes_file.exists():
