@@ -73,6 +73,8 @@ class TokenOutputs:
         levels: (rows,) target NLL of each sequence, in nats; see the loss ``level``.
         profile: (tokens,) target NLL of each token relative to the level of its sequence; 0 for
             all tokens of a sequence without a profile.
+        doubt: Mean probability of other tokens than those of the answers of this set, over all of
+            its rows; see the loss ``level``.
         parts: Micro-batches that share these outputs; empty for a single one.
         notes: Values that a loss adds to the history.
 
@@ -97,6 +99,7 @@ class TokenOutputs:
     known_logps: Tensor | None = None
     levels: Tensor | None = None
     profile: Tensor | None = None
+    doubt: float = 0.0
     parts: Sequence[Part] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
 
@@ -262,6 +265,7 @@ class TokenOutputs:
                 known_logps=None if known is None else known[part.tokens],
                 levels=None if self.levels is None else self.levels[part.rows],
                 profile=None if self.profile is None else self.profile[part.tokens],
+                doubt=self.doubt,
             )
             for part, refusal, strong in zip(self.parts, refusals, reinforced, strict=True)
         ]

@@ -14,6 +14,7 @@ import string
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 
 from mergeforget.data.schema import Row
 from mergeforget.data.twin_numbers import NUMBERED, ORDINAL, digits_by_form, ordinal, other_number
@@ -78,7 +79,9 @@ MONTHS = tuple(
     )
 )
 NO_NAMES = frozenset(
-    "a address adresse an and april are as at august avenue beruf birth can city code combien "
+    "a address adresse all also an and any april are as at august avenue be beruf birth both but "
+    "by can city code combien each few if let my new no nor not now off old one only our out own "
+    "see so some such than that then there these those too two until up us very were yes yet "
     "comment complete contact could cuál cuándo cuánto cómo das date december der describe did "
     "die do does dónde e-mail e-mail-adresse ein eine email february for from geburtsdatum "
     "geburtsort geburtstag give had has he her his home how i id in is ist it january july june "
@@ -107,6 +110,7 @@ _ELIDED = re.compile(r"(?:[^\W\d_A-Z]{1,5}|[CJLMNST]|Qu)['’](?=[^\W\d_])")  # 
 _ENDING = re.compile(r"['’](?:s|ll|d|ve|re|m)\Z", re.IGNORECASE)  # Anna's, Anna'll
 _TRIES = 4  # draws of numbers until a twin differs from its row
 STAND_IN = "b-"  # prefix of the ids of twins that serve as holdout rows
+LONG, CHANGED = 20, 0.1  # words of a passage, and least share of them that a twin replaces
 FEWEST = 4  # twins that serve as non-members: two per split
 
 
@@ -417,14 +421,18 @@ def _differs(row: Row, twin: Row) -> bool:
     """Return whether a twin is about another name or number, and has another answer.
 
     A row that completes a text or is part of a document may have the same prompt. An answer that
-    differs only in words of the prompt, such as ``Ann Lee lives in Rome``, is the same answer.
+    differs only in words of the prompt, such as ``Ann Lee lives in Rome``, is the same answer, and
+    so is a passage of a story in which only a name is another one.
     """
     if twin.prompt == row.prompt and row.kind != "sc" and not row.window:
         return False
     if not row.output:
         return True
-    secret = _secret(row)
-    return twin.output != row.output and (not secret or _secret(twin) != secret)
+    secret, other = _secret(row), _secret(twin)
+    if len(secret) > LONG:
+        kept = SequenceMatcher(None, secret, other, False).get_matching_blocks()
+        return 1 - sum(block.size for block in kept) / len(secret) >= CHANGED
+    return twin.output != row.output and (not secret or other != secret)
 
 
 def _twin(

@@ -47,6 +47,7 @@ class Check:
         risen: The same for each form of prompts.
         below: Mean of NLL minus level of the unseen rows minus that of the forget rows, for each
             form of prompts.
+        doubt: Mean probability of other tokens than those of the forget answers.
     """
 
     step: int
@@ -62,6 +63,7 @@ class Check:
     guess_p: float = 0.0
     aucs: tuple[float, ...] = ()
     below: tuple[float, ...] = ()
+    doubt: float = 0.0
 
     @property
     def lowest_auc(self) -> float | None:
@@ -328,7 +330,9 @@ class MeasuredSets:
         members = evenly_spaced(self.selected, size) if self.levels else []
         measured_rows = sorted({*everywhere, *members})
         position = {row: i for i, row in enumerate(measured_rows)}
-        forget_nll, exact = read_nlls(model, [forget[row] for row in measured_rows])
+        tokens, exact = read_token_nlls(model, [forget[row] for row in measured_rows])
+        forget_nll = torch.stack([nll.mean() for nll in tokens])
+        doubts = torch.stack([-torch.expm1(-nll).mean() for nll in tokens])
         sample = [position[row] for row in everywhere]
         retain_nll, retain_exact = self.measure_retain(model)
         check = Check(
@@ -337,6 +341,7 @@ class MeasuredSets:
             forget_exact=float(exact[sample].double().mean()),
             retain_nll=retain_nll,
             retain_exact=retain_exact,
+            doubt=float(doubts[sample].mean()),
         )
         if not self.levels:
             return check

@@ -72,6 +72,7 @@ class UnlearningTrainer(Trainer):
         self.reads = reads_of(self.terms)
         self.levels: dict[str, Tensor] = {}  # target NLL of the level loss by set, (rows,)
         self.profiles: dict[str, Tensor] = {}  # that of answer tokens relative to it, (rows, n)
+        self.doubts: dict[str, float] = {}  # mean probability of other tokens than those of a set
         self._pending: dict[
             str, Tensor
         ] = {}  # sums over the micro-batches of the step, on the device
@@ -193,6 +194,7 @@ class UnlearningTrainer(Trainer):
             if name in policy:
                 index = share.batches[name].index.to(levels.device)
                 policy[name].levels = levels[index]
+                policy[name].doubt = self.doubts.get(name, 0.0)
                 if name in self.profiles:
                     table = self.profiles[name][index].to(policy[name].row.device)
                     policy[name].profile = policy[name].of_answers(table)

@@ -360,6 +360,7 @@ class UntilController(TrainerCallback):
         levels = self.measured.targets(check, offsets)
         if levels is not None:
             self.trainer.levels = {"forget": levels.clamp(min=0.0)}
+            self.trainer.doubts = {"forget": check.doubt}
             if self.measured.profile is not None:
                 self.trainer.profiles = {"forget": self.measured.profile}
 

@@ -5,6 +5,7 @@ The equations here share no code with the losses: they loop over sequences and t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -418,6 +419,68 @@ def test_level_with_a_profile_aims_at_the_level_of_each_token() -> None:
     whole = (10 if float(third.detach()) < 1 else 1) * (third - 4.2).abs()
     wanted = mean([by_token(first, 1.0), by_token(second, 2.0), whole])
     torch.testing.assert_close(UNLEARNING_LOSSES.get("level").fn(policy, offset=0.2), wanted)
+
+
+@pytest.mark.parametrize("doubt", [0.0, 0.7, 0.9])
+def test_even_moves_well_known_tokens_as_strongly_as_average_ones(doubt: float) -> None:
+    said = Said(0)
+    policy = said.outputs(plain=True)
+    levels, below = (6.0, 2.0, 9.0), 8.0
+    policy.levels, policy.doubt = torch.tensor(levels), doubt
+    profile = torch.zeros(len(KIND), dtype=torch.float64)
+    profile[ANSWERS[0]] = torch.linspace(0.5, 1.5, len(ANSWERS[0]), dtype=torch.float64)
+    policy.profile = profile
+    weak = 0
+
+    def distance(i: int, aim: float) -> Tensor:
+        nonlocal weak
+        nll = said.l[i]
+        pull = doubt * min(1.0, aim - float(nll.detach()))
+        if float(1 - (-nll.detach()).exp()) >= pull:
+            return aim - nll
+        weak += 1
+        return pull * (math.log(math.expm1(aim)) - (nll.exp() - 1).log())
+
+    def known(i: int, aim: float) -> bool:
+        return float(said.l[i].detach()) < min(below, aim)
+
+    gaps = []
+    for at, level, nll in zip(ANSWERS, levels, said.means(), strict=True):
+        if at is ANSWERS[0]:
+            aims = [float(profile[i]) * level for i in at]
+            gaps.append(mean([10 * distance(i, aim) if known(i, aim) else (said.l[i] - aim).abs()
+                              for i, aim in zip(at, aims, strict=True)]))  # fmt: skip
+        elif float(nll.detach()) < min(level, below):
+            gaps.append(10 * mean([distance(i, level) for i in at]))
+        else:
+            gaps.append((10 if float(nll.detach()) < below else 1) * (nll - level).abs())
+    wanted = mean(gaps)
+    found = UNLEARNING_LOSSES.get("level").fn(policy, known_below=below, even=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert bool(weak) == (doubt > 0)
+    (mine,) = torch.autograd.grad(found, said.hidden, retain_graph=True)
+    (other,) = torch.autograd.grad(wanted, said.hidden)
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_a_memorised_token_does_not_vanish_with_even() -> None:
+    logits = torch.zeros(1, 3, 5)
+    logits[0, :2, 1] = torch.tensor([20.0, 9.0])  # NLL about 0 and 0.0005
+    logits.requires_grad_()
+    labels, kind = torch.tensor([[0, 1, 1]]), torch.tensor([[1, 2, 2]])
+
+    def gradient(even: bool) -> Tensor:
+        policy = TokenOutputs.from_padded(logits, labels, kind)
+        policy.levels, policy.doubt = torch.tensor([4.0]), 0.5
+        loss = UNLEARNING_LOSSES.get("level").fn(policy, known_below=4.0, even=even)
+        (found,) = torch.autograd.grad(loss, logits)
+        return found[0, :2, 1]
+
+    assert gradient(even=False).abs().max() < 0.01  # 10 / 2 tokens, times the NLL
+    torch.testing.assert_close(
+        gradient(even=True)[1], torch.tensor(0.5 * 10 / 2), rtol=1e-3, atol=0
+    )
+    assert gradient(even=True).isfinite().all()
 
 
 def test_a_table_by_answer_token_is_read_in_the_order_of_the_tokens() -> None:
