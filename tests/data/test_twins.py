@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import replace
 from datetime import date
 from ipaddress import ip_address
 
@@ -276,3 +277,25 @@ def test_names_and_months_are_replaced_in_their_own_script(
     assert kept in twin.output and not {"марта", "Μαρτίου"} & set(twin.output.split())
     feminine = tuple("аη")
     assert old[0].endswith(feminine) == new[0].endswith(feminine)
+
+
+def test_a_story_with_another_name_is_no_twin() -> None:
+    """A base that knows the story by heart knows its wording with any name."""
+    story = (
+        "tracking down leads and gathering evidence, but The Shadow always seemed to be one step "
+        "ahead of them. Just when they were close, he would disappear. But Alaine refused to stop"
+    )
+    row = Row("a-sc0", "Alaine and Ardyth knew they had to find him. They spent weeks", story)
+    assert make_twins([row], per_row=3) == []
+    facts = (
+        "was born on May 12, 1990, has the number 900-12-3456 and the telephone 212-555-0198, and "
+        "lives with her brother at 63 Thistle Lane in a small house near the sea"
+    )
+    assert len(make_twins([replace(row, input="Alaine Lee", output=facts)])) == 1
+
+
+@pytest.mark.parametrize("first", ["But", "So", "Yet", "If"])
+def test_a_conjunction_before_a_name_is_no_name(first: str) -> None:
+    row = Row("a-qa0", "Who is Alaine Roy?", f"{first} Alaine Roy has 12 cats, but Ann Lee 7.")
+    (twin,) = make_twins([row])
+    assert twin.output.startswith(f"{first} ") and ", but " in twin.output
