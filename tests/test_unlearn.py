@@ -204,7 +204,8 @@ def test_a_masked_language_model_is_refused_before_the_training(
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     build_tokenizer().save_pretrained(tmp_path / "bert")
     files = {n: knowing[n] for n in ("forget", "retain", "holdout")}
-    with pytest.raises(InputError, match="is not a causal language model"):
+    faults = "is not a causal language model|cannot be evaluated"  # by its weights
+    with pytest.raises(InputError, match=faults):
         unlearn(tmp_path / "bert", out=tmp_path / "run", **files)
     assert not (tmp_path / "run" / "request.json").exists()
 

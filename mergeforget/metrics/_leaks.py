@@ -224,7 +224,7 @@ def _letter_in(letter: str, text: str) -> bool:
         return False
     for match in re.finditer(rf"(?<![\w'\u2019]){letter}(?![\w'\u2019])", text, re.I * lower):
         first = not re.search(r"[^.!?\n](?<![\s\"'(])[\s\"'(]*$", text[: match.start()])
-        after = re.match(r"\s+\w", text[match.end() :])
+        after = re.match(r"\s+\w\w", text[match.end() :])
         if not (after and (letter == "I" or (letter == "A" and first))):
             return True
     return False

@@ -99,7 +99,7 @@ def trainer_of(term: Term, make_model: Callable[..., Any], tokenizer: Any) -> tu
     }  # fmt: skip
     made: Any = UnlearningTrainer.__new__(UnlearningTrainer)
     made.terms, made.levels, made.budget, made.robust = [term], {}, 4096, None
-    made.profiles = {}
+    made.profiles, made.doubts = {}, {}
     made._pending, made._pending_notes = {}, {}
     made.args = SimpleNamespace(device=torch.device(DEVICE))
     made.accelerator = SimpleNamespace(backward=lambda loss: loss.backward())
