@@ -230,8 +230,9 @@ def line(name: str, one: dict[str, Any]) -> str:
     auc = "-" if end["mia_auc"] is None else f"{end['mia_auc']:.2f}"
     word = "balanced" if one["balanced"] else "not balanced"
     never = ", ".join(f"{auc:.2f} {name}" for name, auc in one.get("untouched", {}).items())
-    return (f"{name:<10} {word:<13} AUC {auc}, forget {end['forget']:.0%}, retain "
-            f"{end['retain']:.0%}, {one['seconds']} s; before memorising: {never or '-'}")  # fmt: skip
+    return (f"{name:<10} {word:<13} AUC {auc}, forget {end['forget']:.0%}, "
+            f"retain {end['retain']:.0%}, {one['seconds']} s; "
+            f"before memorising: {never or '-'}")  # fmt: skip
 
 
 if __name__ == "__main__":

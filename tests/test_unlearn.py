@@ -203,7 +203,7 @@ def test_a_masked_language_model_is_refused_before_the_training(
                         intermediate_size=16)  # fmt: skip
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     build_tokenizer().save_pretrained(tmp_path / "bert")
-    files = {n: knowing[n] for n in ("forget", "retain", "holdout")}
+    files: dict[str, Any] = {n: knowing[n] for n in ("forget", "retain", "holdout")}
     faults = "is not a causal language model|cannot be evaluated"  # by its weights
     with pytest.raises(InputError, match=faults):
         unlearn(tmp_path / "bert", out=tmp_path / "run", **files)

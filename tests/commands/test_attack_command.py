@@ -11,8 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from mergeforget.attack.driver import QUICK
-from mergeforget.attack.methods import ATTACKS
+from mergeforget.attack.methods import ATTACKS, QUICK
 from mergeforget.cli import main
 from mergeforget.commands.attack import side_by_side
 from mergeforget.files import read_jsonl, write_jsonl

@@ -187,8 +187,9 @@ def test_a_weight_that_no_filter_gives_is_not_assumed(models: list[Path], tmp_pa
 def test_a_gradient_has_its_last_value_in_a_model_of_one_layer(tmp_path: Path) -> None:
     models = [tmp_path / name for name in ("base", "one", "two")]
     for folder in models:
-        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
-        config = LlamaConfig(vocab_size=40, num_hidden_layers=1, num_key_value_heads=1, **sizes)
+        config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24,
+                             num_hidden_layers=1, num_attention_heads=2,
+                             num_key_value_heads=1)  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(folder)
     wanted = configuration("ties", models)
     wanted["models"][0]["parameters"]["weight"] = [0.1, 0.9]
