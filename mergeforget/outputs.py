@@ -73,8 +73,8 @@ class TokenOutputs:
         levels: (rows,) target NLL of each sequence, in nats; see the loss ``level``.
         profile: (tokens,) target NLL of each token relative to the level of its sequence; 0 for
             all tokens of a sequence without a profile.
-        doubt: Mean probability of other tokens than those of the answers of this set, over all of
-            its rows; see the loss ``level``.
+        doubt: One minus the probability of an answer token, averaged over the rows of this set;
+            see the loss ``level``.
         parts: Micro-batches that share these outputs; empty for a single one.
         notes: Values that a loss adds to the history.
 

@@ -67,6 +67,17 @@ def test_ngdiff_refuses_to_learn_the_forget_set(loss: str) -> None:
     check_recipe(ngdiff.model_copy(update={"train": plain}))
 
 
+@pytest.mark.parametrize("on", ["forget", "retain"])
+def test_even_needs_the_checks_of_until(on: str) -> None:
+    assert (pair := load_recipe("level").pair) is not None
+    term = Term.model_validate({"loss": "level", "on": on, "even": True})
+    until = pair.over.until if on == "retain" else None
+    wrong = pair.over.model_copy(update={"objective": [term, GD], "until": until})
+    with pytest.raises(RecipeError, match="even compares forget tokens .* last check of until"):
+        check_recipe(load_recipe("ga").model_copy(update={"train": wrong}))
+    check_recipe(load_recipe("level"))
+
+
 def test_the_whole_set_can_be_one_step() -> None:
     training = Training(objective=[GD], batch_size=4, gradient_accumulation="epoch")
     assert training.accumulation(9) == 3 and training.accumulation(0) == 1

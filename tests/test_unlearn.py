@@ -187,10 +187,10 @@ def test_rows_that_only_the_recipe_names_are_not_replaced_by_generated_ones(
             unlearn(knowing["model"], settings=[f"{key}=x"], **options)
     recipe = change(load_recipe("level"), data={"holdout": str(knowing["holdout"])})
     options |= {"retain": knowing["retain"], "recipe": recipe}
-    with pytest.raises(UsageError, match="The recipe has data.holdout: .* with --holdout"):
+    with pytest.raises(UsageError, match="The recipe sets data.holdout to .* Add --holdout"):
         unlearn(knowing["model"], **options)
     options |= {"forget": [knowing["forget"], knowing["holdout"]]}
-    with pytest.raises(UsageError, match="The recipe has data.holdout"):
+    with pytest.raises(UsageError, match="The recipe sets data.holdout"):
         mf.unlearn_sequence(knowing["model"], **options)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mergeforget.run import Run
 
 
-OPTIONS = {  # recipe keys that a request replaces -> what sets them
+OPTIONS = {  # recipe keys that a request overrides, and the options that set them
     "model.name": "MODEL", "data.forget": "--forget", "data.retain": "--retain",
     "data.holdout": "--holdout",
 }  # fmt: skip
@@ -141,9 +141,9 @@ def changes_of(
 
 
 def check_sources(recipe: Recipe, sources: Mapping[str, Any]) -> None:
-    """Raise UsageError for rows that a recipe names and a request does not.
+    """Raise UsageError if the recipe sets retain or holdout rows that the request omits.
 
-    They would be replaced by generated ones.
+    Generated rows would replace them.
 
     Args:
         sources: Source of each set, or None.
@@ -154,8 +154,8 @@ def check_sources(recipe: Recipe, sources: Mapping[str, Any]) -> None:
         named = getattr(recipe.data, split)
         if named and sources[split] is None:
             raise UsageError(
-                f"The recipe has data.{split}: {named}, and the request names no {split} rows. "
-                f"Give them with --{split} {named}, or remove the key from the recipe."
+                f"The recipe sets data.{split} to {named}, but the request has no --{split}. "
+                f"Add --{split} {named}, or remove the key from the recipe."
             )
 
 

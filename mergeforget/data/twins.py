@@ -80,17 +80,16 @@ MONTHS = tuple(
 )
 NO_NAMES = frozenset(
     "a address adresse all also an and any april are as at august avenue be beruf birth both but "
-    "by can city code combien each few if let my new no nor not now off old one only our out own "
-    "see so some such than that then there these those too two until up us very were yes yet "
-    "comment complete contact could cuál cuándo cuánto cómo das date december der describe did "
-    "die do does dónde e-mail e-mail-adresse ein eine email february for from geburtsdatum "
-    "geburtsort geburtstag give had has he her his home how i id in is ist it january july june "
-    "list mail march may me name november number nummer october of on or où p.o phone please "
-    "postal pourquoi quand quel quelle qui quién qué recite security september she social ssn "
-    "state street telefonnummer telephone tell the their they this to united university wann was "
-    "we welche welcher wer what when where which who whose why wie with wo wohnort you your "
-    "zip где как какой когда кто мой моя на он она они по πού πότε ποιος ποια στη στην στις στο "
-    "στον στους".split()
+    "by can city code combien comment complete contact could cuál cuándo cuánto cómo das date "
+    "december der describe did die do does dónde e-mail e-mail-adresse each ein eine email "
+    "february few for from geburtsdatum geburtsort geburtstag give had has he her his home how i "
+    "id if in is ist it january july june let list mail march may me my name new no nor not "
+    "november now number nummer october of off old on one only or our out own où p.o phone please "
+    "postal pourquoi quand quel quelle qui quién qué recite security see september she so social "
+    "some ssn state street such telefonnummer telephone tell than that the their then there these "
+    "they this those to too two united university until up us very wann was we welche welcher wer "
+    "were what when where which who whose why wie with wo wohnort yes yet you your zip ποια ποιος "
+    "πού πότε στη στην στις στο στον στους где как какой когда кто мой моя на он она они по".split()
 )
 REPLIES = frozenset("ja nein no non none oui sí sim true false yes".split())  # no names if alone
 TITLES = frozenset(

@@ -79,11 +79,11 @@ class Patterns:
     def common_with(self, answer: str, prompt: str) -> Windows:
         """Return ``common``, and the phrases of an answer that a row has with its own name.
 
-        >>> rows = [Row("1", "Who is Bob?", "As all of us know well, Bob has a job in town, too.")]
-        >>> answer = "As all of us know well, Ada has a job in town, and a dog."
+        >>> text = "As far as we know today, {} works as a teacher at a school."
+        >>> rows, answer = [Row("1", "Who is Bob?", text.format("Bob"))], text.format("Ada")
         >>> own = Patterns(rows).common_with(answer, "Who is Ada?") - Patterns(rows).common
         >>> min(map(" ".join, own))
-        'all of us know well ada has a job in'
+        'as far as we know today ada works as a'
         """
         if (answer, prompt) not in self._common_with:
             framed = set()

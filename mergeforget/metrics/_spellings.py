@@ -77,7 +77,7 @@ def words_of(text: str, order: Order = "mdy") -> tuple[str, ...]:
 
 
 def with_signs(text: str) -> str:
-    """Write the signs of blood groups, grades and programming languages as words.
+    """Spell out the signs in blood groups, grades and names of programming languages.
 
     >>> with_signs("AB+, O Rh negative, B-, C++ or C#")
     'AB plus, O minus, B minus, Cplusplus  or Csharp '

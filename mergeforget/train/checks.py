@@ -47,7 +47,7 @@ class Check:
         risen: The same for each form of prompts.
         below: Mean of NLL minus level of the unseen rows minus that of the forget rows, for each
             form of prompts.
-        doubt: Mean probability of other tokens than those of the forget answers.
+        doubt: One minus the probability of an answer token, averaged over the forget rows.
     """
 
     step: int

@@ -135,6 +135,7 @@ def check_recipe(recipe: Recipe) -> None:
                 _check_term(term)
                 _check_direction(term, training)
                 _check_batches(term, training)
+                _check_even(term, training)
         _check_helpers(key, training)  # after the terms, whose losses it looks up
         for i, step in enumerate(training.transforms):
             with _placed(f"{key}.transforms.{i}"):
@@ -300,6 +301,16 @@ def _check_batches(term: Term, training: Training) -> None:
             f"{term.loss!r} compares two answers to a question, but with batches: by_set a step "
             "has only one of the two. Set batches: together."
         )
+
+
+def _check_even(term: Term, training: Training) -> None:
+    """Raise RecipeError for ``even`` where no check measures what it compares tokens with."""
+    if term.loss == "level" and term.arguments.get("even"):
+        if not training.until or term.on != "forget":
+            raise RecipeError(
+                "even compares forget tokens with their mean at the last check of until. Use it on "
+                "forget and with until, or leave it out."
+            )
 
 
 def mask_of(terms: Sequence[Term]) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ class UnlearningTrainer(Trainer):
         self.reads = reads_of(self.terms)
         self.levels: dict[str, Tensor] = {}  # target NLL of the level loss by set, (rows,)
         self.profiles: dict[str, Tensor] = {}  # that of answer tokens relative to it, (rows, n)
-        self.doubts: dict[str, float] = {}  # mean probability of other tokens than those of a set
+        self.doubts: dict[str, float] = {}  # of the level loss by set; see TokenOutputs.doubt
         self._pending: dict[
             str, Tensor
         ] = {}  # sums over the micro-batches of the step, on the device
@@ -190,11 +190,12 @@ class UnlearningTrainer(Trainer):
         self, share: Share, terms: Sequence[Term], before: Outputs, policy: Outputs
     ) -> Tensor:
         """Return the weighted sum of the terms for given outputs; record their values."""
+        for name in self.doubts.keys() & policy.keys():
+            policy[name].doubt = self.doubts[name]
         for name, levels in self.levels.items():
             if name in policy:
                 index = share.batches[name].index.to(levels.device)
                 policy[name].levels = levels[index]
-                policy[name].doubt = self.doubts.get(name, 0.0)
                 if name in self.profiles:
                     table = self.profiles[name][index].to(policy[name].row.device)
                     policy[name].profile = policy[name].of_answers(table)

@@ -358,9 +358,9 @@ class UntilController(TrainerCallback):
             waits = [0.0] * len(self.offsets)
         offsets = [o - wait for o, wait in zip(self.offsets, waits, strict=True)]
         levels = self.measured.targets(check, offsets)
+        self.trainer.doubts = {"forget": check.doubt}
         if levels is not None:
             self.trainer.levels = {"forget": levels.clamp(min=0.0)}
-            self.trainer.doubts = {"forget": check.doubt}
             if self.measured.profile is not None:
                 self.trainer.profiles = {"forget": self.measured.profile}
 
