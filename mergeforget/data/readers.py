@@ -191,7 +191,8 @@ def _warn_of_unread(
 def _check_split(path: Path, records: Records, column: str, split: str, check: SplitCheck) -> None:
     """Raise InputError if the column of splits names another set than the one that is read.
 
-    Other values, such as ``train``, are no sets.
+    Other values, such as ``train``, are no sets. The holdout set of LUME has rows of both forget
+    and retain: there, the column names the set of which a row is like.
     """
     if split not in SETS or not column:
         return
@@ -199,12 +200,12 @@ def _check_split(path: Path, records: Records, column: str, split: str, check: S
     others = {name: n for name, n in named.items() if name in SETS and name != split}
     if not others:
         return
-    if len(others) == 1 and sum(others.values()) == len(records):  # a file for another purpose
+    another = sum(others.values()) == len(records)  # a file for another purpose
+    if another and (len(others) == 1 or split == "holdout"):
         if check == "any":
-            (name,) = others
             say(
-                f"Warning: every row of {path} has {column} {name!r}, but is read as a row of the "
-                f"{split} set."
+                f"Warning: every row of {path} has {column} {' or '.join(map(repr, others))}, but "
+                f"is read as a row of the {split} set."
             )
         return
     found = " and ".join(f"{n} of {len(records)} rows have {column} {name!r}"

@@ -205,6 +205,33 @@ def test_a_column_split_that_names_another_set_is_refused(
         assert len(unlearned(path)) == 4
 
 
+def test_a_holdout_set_with_rows_like_forget_and_retain_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"Where is {i}?", "answer": f"{i}"} for i in range(4)]
+    path = tmp_path / "holdout.jsonl"
+    write_jsonl(path, [row | {"split": ("forget", "retain")[i % 2]} for i, row in enumerate(rows)])
+    assert len(unlearned(path, "holdout")) == 4
+    assert "'forget' or 'retain', but is read as a row of the holdout set" in caplog.text
+    with pytest.raises(InputError, match="read as the retain set, but 2 of 4"):
+        unlearned(path, "retain")
+    write_jsonl(path, [row | {"split": ("forget", "holdout")[i % 2]} for i, row in enumerate(rows)])
+    with pytest.raises(InputError, match="read as the holdout set, but 2 of 4"):
+        unlearned(path, "holdout")
+
+
+def test_the_holdout_set_of_lume_is_read(data_folder: Path) -> None:
+    lume = data_folder / "lume"
+    sets = read_data(
+        DataSpec(
+            forget=str(lume / "forget_train.jsonl"),
+            retain=str(lume / "retain_train.jsonl"),
+            holdout=str(lume / "holdout.jsonl"),
+        )
+    )
+    assert (len(sets.forget), len(sets.retain), len(sets.holdout)) == (1112, 1136, 540)
+
+
 PAIRS = [("When was Ann Lee born?", "1987-03-02"), ("Where does Ann Lee live?", "In Rome.")]
 
 
