@@ -14,8 +14,9 @@ from mergeforget.analysis.evidence import MissingError, models_shown, read_chose
 from mergeforget.attack.headline import results_of
 from mergeforget.attack.result import Result
 from mergeforget.attack.variants import entity_of
-from mergeforget.data.readers import read_records, read_rows
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, Row, stored_messages
+from mergeforget.data.sources import read_records
 from mergeforget.errors import InputError, suggest
 from mergeforget.evaluate.paired import read_patterns
 from mergeforget.files import read_jsonl, reading, replacing, write_text

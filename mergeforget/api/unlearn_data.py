@@ -128,8 +128,9 @@ class RequestReader:
 
     def read(self, source: Forget, split: str = "forget") -> list[Row]:
         """Read one set; see ``read_request``."""
-        from mergeforget.data.fields import TextEntry, entries_of, kind_of_text
-        from mergeforget.data.readers import file_of_set, items_of
+        from mergeforget.data.sources.folders import file_of_set
+        from mergeforget.data.sources.memory import items_of
+        from mergeforget.data.sources.text_entries import TextEntry, entries_of, kind_of_text
         from mergeforget.errors import InputError
 
         if isinstance(source, str | Path):
@@ -157,14 +158,16 @@ class RequestReader:
 
     def _rows_of_file(self, path: Path, split: str) -> list[Row]:
         """Read a text file as a list or as documents, and any other source as records."""
-        from mergeforget.data.fields import (
+        from mergeforget.data.sources import read_records
+        from mergeforget.data.sources.common import TEXTS, text_of
+        from mergeforget.data.sources.text import json_records
+        from mergeforget.data.sources.text_entries import (
             TextEntry,
             answered_questions,
             entries_of,
             fault_of_list,
             kinds_of_list,
         )
-        from mergeforget.data.readers import TEXTS, json_records, read_records, text_of
         from mergeforget.errors import InputError
 
         if path.suffix.lower() not in TEXTS or path.is_dir():
@@ -267,8 +270,8 @@ class RequestReader:
         self, records: list[tuple[int, dict[str, Any]]], path: Path, split: str, unit: str
     ) -> list[Row]:
         """Convert records to rows; questions and names have no answers yet."""
-        from mergeforget.data.fields import is_name
         from mergeforget.data.readers import rows_of_records, with_unknown_answers
+        from mergeforget.data.sources.text_entries import is_name
 
         given: dict[str, Any] = {
             "split": split, "columns": self.columns, "turns": self.turns, "unit": unit,
@@ -313,7 +316,7 @@ class RequestReader:
 
 def _check_no_answers(text: str, place: str) -> None:
     """Raise InputError if a text that is read as a question contains its answer."""
-    from mergeforget.data.fields import ARROW, has_answer, is_name, is_question
+    from mergeforget.data.sources.text_entries import ARROW, has_answer, is_name, is_question
     from mergeforget.errors import InputError
 
     listed = is_question(text) or is_name(text)
@@ -382,7 +385,7 @@ class _ForgetFilter:
     """Decides which generated rows may be retained."""
 
     def __init__(self, forget: Sequence[Row]) -> None:
-        from mergeforget.data.fields import is_name
+        from mergeforget.data.sources.text_entries import is_name
 
         subjects = {row.subject for row in forget if is_name(row.subject)}
         names = subjects.union(*map(_names_of, forget)) if forget else subjects

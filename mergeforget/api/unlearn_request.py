@@ -346,7 +346,7 @@ def facts_of(source: Any, name: str = "given") -> Any:
     Args:
         name: Name of the set in messages.
     """
-    from mergeforget.data.readers import items_of
+    from mergeforget.data.sources.memory import items_of
     from mergeforget.files import sha256
 
     if source is None:

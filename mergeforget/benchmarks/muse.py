@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.benchmarks import benchmark
-from mergeforget.data.readers import read_records, read_rows
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Measured, Row
+from mergeforget.data.sources import read_records
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, reading
 from mergeforget.metrics import METRICS

@@ -45,6 +45,10 @@ PAIRS = {  # common names of prompt and answer -> kind of row
     ("instruction", "output"): "sc1",
     ("instruction", "response"): "sc1",
 }
+PROMPTS = {  # usual columns of prompts, and the columns of answers that make them a format
+    "question": "answer", "input": "output", "prompt": "completion", "instruction": "output",
+    "name": "output",
+}  # fmt: skip
 SEVERAL = "answers"  # column with a list of right answers, as in SQuAD
 CONTEXTS = ("input", "context")  # columns that are appended to an instruction
 TURN_COLUMNS = ("system", "history")  # turns before the prompt, as in LLaMA-Factory

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergeforget.data.chat_template import answer_text, special_in, token_ids
-from mergeforget.data.fields import complete_parts
 from mergeforget.data.schema import Row
+from mergeforget.data.sources.text_entries import complete_parts
 from mergeforget.data.templating import CLOSED_THINKING, PromptTemplate
 from mergeforget.errors import InputError
 from mergeforget.metrics._leaks import leaked

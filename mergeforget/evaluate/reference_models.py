@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mergeforget.data.readers import read_records
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
+from mergeforget.data.sources import read_records
 from mergeforget.errors import InputError
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.measure import Membership

@@ -16,8 +16,9 @@ from mergeforget.data.overlap import (
     with_copies,
     without_copies,
 )
-from mergeforget.data.readers import read_records, read_rows
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, Row
+from mergeforget.data.sources import read_records
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents

@@ -12,8 +12,8 @@ from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.console import say
 from mergeforget.data.fields import further_fields
 from mergeforget.data.overlap import with_copies
-from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
+from mergeforget.data.sources import read_records
 from mergeforget.errors import InputError
 from mergeforget.files import reading
 from mergeforget.metrics._rouge import split_words

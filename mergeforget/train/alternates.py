@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.console import say
-from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Row
+from mergeforget.data.sources import read_records
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.transforms import check_asks
 from mergeforget.errors import InputError

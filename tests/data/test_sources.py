@@ -12,9 +12,9 @@ import pytest
 
 from mergeforget.api.data import make_data
 from mergeforget.api.unlearn_data import RequestReader, read_request, turns_of
-from mergeforget.data.fields import entries_of, kind_of_text
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.sources.text_entries import entries_of, kind_of_text
 from mergeforget.errors import InputError
 from mergeforget.evaluate.rows import rows_of_files
 from mergeforget.files import write_jsonl

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mergeforget.data.fields import complete_parts, entries_of, kind_of_text
 from mergeforget.data.readers import read_rows
+from mergeforget.data.sources.text_entries import complete_parts, entries_of, kind_of_text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Reads tables: comma-, semicolon- or tab-separated values, and parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+from mergeforget.data.sources.common import Records, faults_in, repeated_name, text_of
+from mergeforget.errors import InputError
+
+
+def csv_file(path: Path) -> Records:
+    """Read all fields as text: ``None`` remains a word, and codes keep leading zeros."""
+    csv.field_size_limit(sys.maxsize)
+    text = text_of(path)
+    header = text.partition("\n")[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    if delimiter not in header:  # a spreadsheet exports semicolons where the comma is decimal
+        delimiter = next((sign for sign in ";\t" if sign in header), delimiter)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    records, faults, line = [], [], 2
+    try:
+        if twice := repeated_name(reader.fieldnames or []):
+            raise InputError(f"{path}: the header has several columns {twice!r}. Rename them.")
+        for record in reader:
+            if None in record or None in record.values():
+                fields = len([v for v in record.values() if v is not None])
+                faults.append(f"line {line}: {fields} fields, the header has "
+                              f"{len(reader.fieldnames or [])}")  # fmt: skip
+            records.append((line, dict(record)))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        faults.append(f"line {line}: {error}")
+    if faults:
+        raise InputError(faults_in(path, faults))
+    return records
+
+
+def parquet_file(path: Path) -> Records:
+    """Read a parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: not UTF-8
+        raise InputError(f"{path} cannot be read as parquet: {error}.") from error
