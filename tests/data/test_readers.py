@@ -244,3 +244,32 @@ def test_an_empty_document_of_a_folder_is_named(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(text)
     with pytest.raises(InputError, match=r"b\.txt: the text is empty"):
         read_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nquestion;answer\nWhere, now?;Rome\n",
+        '"sep=;"\r\nquestion;answer\r\nWhere, now?;Rome\r\n',
+        "sep=|\nquestion|answer\nWhere, now?|Rome\n",
+        "question;answer;note (source, page)\nWhere, now?;Rome;x\n",
+        'question,answer,"a;b"\n"Where, now?",Rome,x\n',
+    ],
+)
+def test_the_separator_of_a_table_is_found(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode("utf-8-sig"))
+    (row,) = read_rows(tmp_path / "a.csv")
+    assert (row.input, row.output) == ("Where, now?", "Rome")
+
+
+def test_faults_below_a_declared_separator_name_their_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=;\nquestion;answer\nWhere?;Rome\nWhen?\n")
+    with pytest.raises(InputError, match="line 4: 1 fields, the header has 2"):
+        read_rows(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name, hint", [("a.jsonl.gz", "Unpack"), ("a.xlsx", "as .csv")])
+def test_an_unsupported_file_says_what_to_do(name: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=f"unknown file type.*{hint}"):
+        read_rows(tmp_path / name)

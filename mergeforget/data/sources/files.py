@@ -22,6 +22,12 @@ FILE_TYPES: dict[str, Callable[[Path], Records]] = {
     ".txt": text_file,
     ".md": text_file,
 }
+OTHER_TYPES = {
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip"), "Unpack it first."),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "Save the sheet as .csv."),
+    **dict.fromkeys((".pdf", ".docx", ".doc", ".odt", ".rtf", ".html"), "Save its text as .txt."),
+    ".arrow": "Give the folder that save_to_disk of the package datasets wrote.",
+}
 
 
 def read_file(path: Path) -> Records:
@@ -32,9 +38,10 @@ def read_file(path: Path) -> Records:
     """
     reader = FILE_TYPES.get(path.suffix.lower())
     if reader is None:
+        hint = OTHER_TYPES.get(path.suffix.lower(), "") if path.is_file() else ""
         raise InputError(
             f"{path} has an unknown file type. Supported types: {', '.join(FILE_TYPES)}."
-            + ("" if path.exists() else _hint_of_text(str(path)))
+            + (f" {hint}" if hint else "" if path.exists() else _hint_of_text(str(path)))
         )
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []

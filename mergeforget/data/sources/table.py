@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -15,12 +16,15 @@ def csv_file(path: Path) -> Records:
     """Read all fields as text: ``None`` remains a word, and codes keep leading zeros."""
     csv.field_size_limit(sys.maxsize)
     text = text_of(path)
+    above = 0  # lines above the header
+    if declared := re.match(r"\"?sep=(.)\"?\n", text):  # written by Excel
+        text, above = text[declared.end() :], 1
     header = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    if delimiter not in header:  # a spreadsheet exports semicolons where the comma is decimal
-        delimiter = next((sign for sign in ";\t" if sign in header), delimiter)
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    # a spreadsheet exports semicolons where the comma is decimal
+    delimiter = declared[1] if declared else max((usual, ";", "\t"), key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records, faults, line = [], [], 2
+    records, faults, line = [], [], above + 2
     try:
         if twice := repeated_name(reader.fieldnames or []):
             raise InputError(f"{path}: the header has several columns {twice!r}. Rename them.")
@@ -30,7 +34,7 @@ def csv_file(path: Path) -> Records:
                 faults.append(f"line {line}: {fields} fields, the header has "
                               f"{len(reader.fieldnames or [])}")  # fmt: skip
             records.append((line, dict(record)))
-            line = reader.line_num + 1
+            line = above + reader.line_num + 1
     except csv.Error as error:
         faults.append(f"line {line}: {error}")
     if faults:
