@@ -22,6 +22,8 @@ from mergeforget.train.nlls import (
 from mergeforget.train_config import Until
 
 SAMPLE = 64  # examples of a set that are measured, at most; see ``sample_size``
+PASSAGE = 24  # answer tokens; longer answers have levels of their own
+FEWEST = 3  # rows of each length in each set, below which all lengths have the same levels
 SLACK = 0.1  # by which the AUC of one form of prompts may exceed the bound on their mean
 ROUNDING = 1e-9  # by which a share may miss its bound: 0.8 * 0.9 > 18 / 25
 UNLIKELY = 0.05  # p-value below which exact forget answers are not attributed to guessing
@@ -156,15 +158,18 @@ class MeasuredSets:
             several prompt variants, or -1 if it is only trained; empty means that each is a row.
 
     Attributes:
+        groups: Group of each row of ``forget`` and ``unseen``, (rows,): rows with the same form of
+            prompt whose answers are all passages or all short.
         levels: Level of each row of ``forget`` and ``unseen``, (rows,): an estimate of its NLL
             under the base if it were unseen. Empty before ``measure_levels``.
         guessable: Share of the twins of each forget row whose answer the base reproduces, (rows,);
-            0 for a row without twins. Empty without levels by twins; checks then use the share of
-            unseen rows that are answered exactly, as they do if the wording is known.
+            0 for a row without twins. Where it is NaN, because the wording is known, checks use the
+            share of unseen rows that are answered exactly, as they do if it is empty, without
+            levels by twins.
         repeated: Share of the twins of forget rows whose answer the base reproduces, in the form of
             prompts with the larger share.
-        wording_known: Whether the base knows the wording of the forget rows; the NLL of the tokens
-            of their twins is then mapped to the distribution of those of unseen rows' twins.
+        known_groups: Groups in which the base knows the wording of the forget rows; the NLL of the
+            tokens of their twins is then mapped to the distribution of those of unseen rows' twins.
         profile: NLL of each answer token of the forget rows relative to the level of its row, as
             in the row's twins, (rows, longest answer); 0 for rows without twins. None without
             levels by twins.
@@ -183,24 +188,26 @@ class MeasuredSets:
         self.retain_places = list(retain_places) or list(range(len(sets.get("retain", ()))))
         self.selected = list(selected) or list(range(len(sets["forget"])))
         self.forms = {
-            name: torch.tensor((forms or {}).get(name) or [0] * len(rows))
+            name: torch.tensor((forms or {}).get(name) or [0] * len(rows)).long()
             for name, rows in sets.items()
             if name in ("forget", "unseen")
         }
+        self.groups = self._groups()
         self.levels: dict[str, Tensor] = {}
         self.guessable = torch.zeros(0)
-        self.wording_known, self.repeated = False, 0.0
+        self.known_groups: frozenset[int] = frozenset()
+        self.repeated = 0.0
         self.profile: Tensor | None = None
 
     def measure_levels(self, model: Any) -> None:
         """Measure the level of each forget and unseen row: mean NLL of its twins under the base.
 
-        If the base knows the wording of the forget rows, their twins are too easy: the NLL of
-        their tokens is replaced by the same quantile of that of the twins of unseen rows.
+        If the base knows the wording of the forget rows of a group, their twins are too easy: the
+        NLL of their tokens is replaced by the same quantile of that of the twins of unseen rows.
 
-        A row without twins gets the mean over all twins with the same form of prompts. If the
-        unseen rows have no twins, their level is their own NLL under the base; if the forget rows
-        have none, their level is the mean of the unseen rows with the same form.
+        A row without twins gets the mean over all twins in its group. If the unseen rows have no
+        twins, their level is their own NLL under the base; if the forget rows have none, their
+        level is the mean of the unseen rows in their group.
 
         Args:
             model: The base model.
@@ -216,18 +223,43 @@ class MeasuredSets:
             self.repeated = float(max(shares))
             imitations = read_token_nlls(model, self.sets["imitations"])[0]
             self._set_levels(held, imitations)
-            self.wording_known = self._remembered()
-            if self.wording_known:
+            self.known_groups = self._remembered()
+            if self.known_groups:
                 held = self._mapped(held, imitations)
                 self._set_levels(held, imitations)
-            else:
-                never = torch.zeros(len(forget))
-                self.guessable = self._mean_of_twins(exact.float(), "held", never)
+            never = torch.zeros(len(forget))
+            self.guessable = self._mean_of_twins(exact.float(), "held", never)
+            self.guessable[self._wording_known(self.groups["forget"])] = float("nan")
             self.profile = self._profile(held)
         else:
             unseen_nll = read_nlls(model, unseen)[0]
-            means = mean_by_form(unseen_nll, self.forms["unseen"], self.forms["forget"])
+            means = mean_by_group(unseen_nll, self.groups["unseen"], self.groups["forget"])
             self.levels = {"forget": means, "unseen": unseen_nll}
+
+    def to_hold(self) -> tuple[list[int], list[int]]:
+        """Return the rows of ``held`` and of ``imitations`` that are to be held.
+
+        Where the base knows the wording of the forget rows, their twins are part of what it must
+        forget, and the twins of unseen rows are held instead.
+        """
+        own = self._wording_known(self._groups_of_twins("forget", "held"))
+        others = self._wording_known(self._groups_of_twins("unseen", "imitations"))
+        return [i for i, known in enumerate(own) if not known], others.nonzero().flatten().tolist()
+
+    def _groups(self) -> dict[str, Tensor]:
+        """Return the group of each forget and unseen row; see ``groups``."""
+        passages = {
+            name: torch.tensor([len(answer_ids(one)) > PASSAGE for one in self.sets[name]]).bool()
+            for name in self.forms
+        }
+        first = [passages[name][self.forms[name] == 0] for name in passages]
+        counts = [int(c) for one in first for c in (one.sum(), (~one).sum())]
+        apart = len(first) == 2 and min(counts) >= FEWEST
+        return {name: 2 * self.forms[name] + passages[name].long() * apart for name in passages}
+
+    def _wording_known(self, groups: Tensor) -> Tensor:
+        """Return whether the base knows the wording of the rows of each group, booleans."""
+        return torch.isin(groups, torch.tensor(sorted(self.known_groups), dtype=groups.dtype))
 
     def nothing_is_guessed(self) -> None:
         """Count every exact forget answer as known, whatever the twins show."""
@@ -241,31 +273,42 @@ class MeasuredSets:
         """
         for name, twins, nlls in (("forget", "held", held), ("unseen", "imitations", imitations)):
             means = torch.stack([nll.mean() for nll in nlls])
-            forms = torch.tensor(self._forms_of_twins(name, twins))
-            others = mean_by_form(means, forms, self.forms[name])
+            others = mean_by_group(means, self._groups_of_twins(name, twins), self.groups[name])
             self.levels[name] = self._mean_of_twins(means, twins, others)
 
-    def _remembered(self) -> bool:
-        """Return whether the base knows the wording of the forget rows; see ``remembered``."""
-        levels = []
-        for name, twins in (("forget", "held"), ("unseen", "imitations")):
-            rows = sorted({row for row in self.twins[twins] if row >= 0})
-            levels.append(self.levels[name][[r for r in rows if self.forms[name][r] == 0]])
-        return remembered(*levels)
+    def _remembered(self) -> frozenset[int]:
+        """Return the groups whose wording the base knows, by the rows of the first form.
+
+        Passages and short answers are tested apart: the low NLL of remembered passages does not
+        stand out among answers whose NLL is several times higher.
+        """
+        found: set[int] = set()
+        for group in set(self.groups["forget"][self.forms["forget"] == 0].tolist()):
+            levels = []
+            for name, twins in (("forget", "held"), ("unseen", "imitations")):
+                rows = sorted({row for row in self.twins[twins] if row >= 0})
+                levels.append(self.levels[name][[r for r in rows if self.groups[name][r] == group]])
+            if remembered(*levels):
+                found |= {one for one in self.groups["forget"].tolist() if one % 2 == group % 2}
+        return frozenset(found)
 
     def _mapped(self, held: Sequence[Tensor], imitations: Sequence[Tensor]) -> list[Tensor]:
-        """Map the NLL of the answer tokens of ``held`` to those of ``imitations``, by form."""
+        """Map the NLL of answer tokens of ``held`` to those of ``imitations``, by known group."""
         result = list(held)
-        form_of_held = self._forms_of_twins("forget", "held")
-        form_of_imitation = self._forms_of_twins("unseen", "imitations")
-        for form in set(form_of_held) & set(form_of_imitation):
-            places = [i for i, one in enumerate(form_of_held) if one == form]
-            others = [imitations[i] for i, one in enumerate(form_of_imitation) if one == form]
+        groups_of_held = self._groups_of_twins("forget", "held").tolist()
+        groups_of_imitations = self._groups_of_twins("unseen", "imitations").tolist()
+        for group in self.known_groups & set(groups_of_held) & set(groups_of_imitations):
+            places = [i for i, one in enumerate(groups_of_held) if one == group]
+            others = [imitations[i] for i, one in enumerate(groups_of_imitations) if one == group]
             flat = mapped(torch.cat([held[i] for i in places]), torch.cat(others))
             parts = flat.split([len(held[i]) for i in places])
             for place, part in zip(places, parts, strict=True):
                 result[place] = part
         return result
+
+    def _groups_of_twins(self, name: str, twins: str) -> Tensor:
+        """Return the group of each twin; the first for a twin of no row in the set."""
+        return torch.tensor([int(self.groups[name][r]) if r >= 0 else 0 for r in self.twins[twins]])
 
     def _forms_of_twins(self, name: str, twins: str) -> list[int]:
         """Return the prompt form of each twin; 0 for a twin of no row in the set."""
@@ -354,7 +397,7 @@ class MeasuredSets:
         mean, guess = float(excess_of_unseen.mean()), float(guesses.double().mean())
         shares = [guess] * len(sample)
         if len(self.guessable):
-            shares = self.guessable[everywhere].tolist()
+            shares = self.guessable[everywhere].nan_to_num(guess).tolist()
         risen, aucs, below = [], [], []
         for form in range(1 + int(max(forms.max() for forms in self.forms.values()))):
             unseen_excess = excess_of_unseen[self.forms["unseen"][others] == form]
@@ -387,22 +430,23 @@ class MeasuredSets:
         return self.levels["forget"] + shifts[self.forms["forget"]]
 
 
-def mean_by_form(values: Tensor, forms: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean of the values with the same form of prompts; of all if there are none.
+def mean_by_group(values: Tensor, groups: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean of the values of each row's group, or else of its form, or else of all.
 
     Args:
-        values, forms: Values and their forms, (values,).
-        wanted: Form of each row, (rows,).
+        values, groups: Values and their groups, twice the form plus one for passages, (values,).
+        wanted: Group of each row, (rows,).
 
     Returns:
         (rows,).
 
-    >>> mean_by_form(torch.tensor([2.0, 4.0, 4.0]), torch.tensor([0, 1, 1]), torch.tensor([1, 0]))
+    >>> mean_by_group(torch.tensor([2.0, 4.0, 4.0]), torch.tensor([0, 2, 3]), torch.tensor([3, 0]))
     tensor([4., 2.])
     """
     means = torch.full((len(wanted),), float(values.mean()))
-    for form in set(forms.tolist()):
-        means[wanted == form] = float(values[forms == form].mean())
+    for same, own in ((groups // 2, wanted // 2), (groups, wanted)):
+        for one in set(same.tolist()):
+            means[own == one] = float(values[same == one].mean())
     return means
 
 

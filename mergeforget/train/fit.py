@@ -139,14 +139,19 @@ def train_adapter(
             measured = _measured(sets, encoded, retain_places)
             with as_reference(policy):
                 measured.measure_levels(policy)
-            if measured.wording_known:
+            if measured.known_groups:
+                kept, added = measured.to_hold()
+                some = " some of" if kept else ""
                 say(
-                    f"{job.stage}: the base knows the wording of the forget rows, so that it "
+                    f"{job.stage}: the base knows the wording of{some} the forget rows, so that it "
                     "predicts their twins too well. Levels follow the twins of unseen rows, which "
                     "are also held instead."
                 )
-                encoded = {**encoded, "held": encoded["imitations"]}
-                sets = {**sets, "held": sets["imitations"]}
+                own, unseen_twins = encoded["held"], encoded["imitations"]
+                encoded = {
+                    **encoded,
+                    "held": [own[i] for i in kept] + [unseen_twins[i] for i in added],
+                }
             unseen = sets.get("unseen", ())
             if measured.repeated > REPEATED and all(map(stands_in, unseen)):
                 measured.nothing_is_guessed()

@@ -275,7 +275,7 @@ class UntilController(TrainerCallback):
             return "max_steps"
         self.returns += over
         overshot = over or max(self._gaps(check)) < -OVERSHOT
-        moved = self._move_targets(check)
+        moved = self._move_targets(check, before)
         if overshot:
             self.rate = min(self.rate, max(self.first_rate / 4, self.rate / 2))
             return "overshot"
@@ -373,13 +373,13 @@ class UntilController(TrainerCallback):
             return [float("inf")]
         return [below + o for below, o in zip(check.below, self.offsets, strict=True)]
 
-    def _move_targets(self, check: Check) -> bool:
+    def _move_targets(self, check: Check, before: Check) -> bool:
         """Move the targets of the forms of prompts; return whether one moved.
 
         A target rises by ``margin`` if its rows reached it, but their AUC is too high, too many
         answers are exact, or the NLL has not risen enough. It falls by ``margin`` if the AUC is
         below ``auc_at_least``, or far below ``auc_at_most`` while the other conditions hold, unless
-        the rows are so far beyond their target that the loss already brings them back.
+        the rows are beyond their target and have come closer to it since the last check.
         """
         old, margin = list(self.offsets), self.until.margin
         low, high = self.until.auc_at_least, self.until.auc_at_most
@@ -393,7 +393,8 @@ class UntilController(TrainerCallback):
             too_low = auc is not None and low is not None and auc < low
             far_below = auc is not None and high is not None and low is None and auc < high - FAR
             if too_low or (far_below and not known):
-                if gap > -2 * CLOSE:
+                nearer = form < len(before.below) and check.below[form] - before.below[form] > CLOSE
+                if gap > -2 * CLOSE or not nearer:
                     self.offsets[form] -= margin
             elif (too_high or known) and gap < CLOSE:
                 self.offsets[form] += margin

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mergeforget.data.schema import Row
-from mergeforget.data.tokens import encode_rows
+from mergeforget.data.tokens import Encoded, encode_rows
 from mergeforget.files import read_jsonl
 from mergeforget.models import load_model
-from mergeforget.train.checks import MeasuredSets
+from mergeforget.outputs import ANSWER, PROMPT
+from mergeforget.train import checks
+from mergeforget.train.checks import PASSAGE, MeasuredSets
 from mergeforget.train.nlls import answer_ids, auc_of, read_nlls, read_token_nlls
 
 
@@ -57,13 +60,14 @@ def test_levels_follow_unseen_rows_if_the_base_knows_the_wording_of_twins(
     measured.measure_levels(model)
     nll = {name: read_nlls(model, measured.sets[name])[0] for name in ("forget", "unseen")}
     assert nll["forget"].mean() < 0.5 < nll["unseen"].mean()
-    assert measured.wording_known and measured.repeated == 1.0
+    assert measured.known_groups and measured.repeated == 1.0
     tokens = read_token_nlls(model, measured.sets["unseen"])[0]
     same_length = len({len(one) for one in tokens}) == 1
     wanted = float(torch.cat(tokens).mean())
     assert same_length
     assert float(measured.levels["forget"].mean()) == pytest.approx(wanted, rel=0.01)
-    assert len(measured.guessable) == 0  # exact answers are not excused by exact twins
+    assert measured.guessable.isnan().all()  # exact twins do not excuse exact answers
+    assert measured.to_hold() == ([], [0, 1, 2, 3])
     assert (measured.profile.mean(1) - 1).abs().max() < 0.01  # type: ignore[union-attr]
 
 
@@ -84,4 +88,57 @@ def test_levels_are_those_of_the_twins_if_both_are_equally_easy(knowing: dict[st
     measured.sets = {**measured.sets, "held": measured.sets["imitations"]}
     measured.measure_levels(model)
     nll = read_nlls(model, measured.sets["imitations"])[0]
-    assert not measured.wording_known and measured.levels["forget"].tolist() == nll.tolist()
+    assert not measured.known_groups and measured.levels["forget"].tolist() == nll.tolist()
+
+
+def answered(length: int, form: int = 0) -> Encoded:
+    """A row with a prompt of two tokens and an answer of ``length`` tokens."""
+    return Encoded(list(range(length + 2)), [PROMPT, PROMPT] + [ANSWER] * length, form=form)
+
+
+def test_passages_and_short_answers_have_levels_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The base knows passages, whose low NLL does not stand out among short answers."""
+    lengths = [40, 40, 40, 40, 5, 5, 5, 5]
+    rows = [answered(n) for n in lengths] + [answered(n, form=1) for n in lengths]
+    nlls = {"held": (0.5, 6.0), "imitations": (3.0, 6.0), "unseen": (3.2, 6.0)}
+
+    def read(model: str, examples: list[Encoded]) -> tuple[list[Tensor], Tensor]:
+        name = next(n for n, one in measured.sets.items() if one is examples)
+        of = [nlls[name][row.kinds.count(ANSWER) < PASSAGE] for row in examples]
+        tokens = [torch.full((row.kinds.count(ANSWER),), nll + 0.01 * i)
+                  for i, (row, nll) in enumerate(zip(examples, of, strict=True))]  # fmt: skip
+        return tokens, torch.tensor([nll < 1 for nll in of])
+
+    def means(model: str, examples: list[Encoded]) -> tuple[Tensor, Tensor]:
+        tokens, exact = read(model, examples)
+        return torch.stack([nll.mean() for nll in tokens]), exact
+
+    monkeypatch.setattr(checks, "read_token_nlls", read)
+    monkeypatch.setattr(checks, "read_nlls", means)
+    sets = {"forget": rows, "held": list(rows), "unseen": list(rows), "imitations": list(rows)}
+    forms = [one.form for one in rows]
+    twins = {"held": range(16), "imitations": range(16)}
+    measured = MeasuredSets(sets, twins=twins, forms={"forget": forms, "unseen": forms})
+    measured.measure_levels("base")
+    passages = [i for i, row in enumerate(rows) if row.kinds.count(ANSWER) == 40]
+    others = [i for i in range(16) if i not in passages]
+    assert measured.known_groups == {1, 3}
+    assert measured.levels["forget"][passages].mean() == pytest.approx(3.055, abs=0.01)
+    assert measured.levels["forget"][others].tolist() == pytest.approx(
+        [6.0 + 0.01 * i for i in others])  # fmt: skip
+    assert measured.to_hold() == (others, passages)
+    assert measured.guessable.isnan().tolist() == [i in passages for i in range(16)]
+    # without twins, each group has the mean of its own unseen rows
+    sets = {"forget": rows, "unseen": list(rows)}
+    measured = MeasuredSets(sets, forms={"forget": forms, "unseen": forms})
+    measured.measure_levels("base")
+    assert measured.levels["forget"][passages].mean() == pytest.approx(3.255, abs=0.01)
+    assert measured.levels["forget"][others].mean() == pytest.approx(6.095, abs=0.01)
+
+
+def test_few_passages_share_the_levels_of_short_answers() -> None:
+    rows = [answered(40), answered(40), *[answered(5)] * 4]
+    measured = MeasuredSets({"forget": rows, "unseen": rows})
+    assert measured.groups["forget"].tolist() == [0] * 6

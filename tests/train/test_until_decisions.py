@@ -166,7 +166,8 @@ def test_each_form_of_prompts_has_its_own_target(
     offsets: tuple[float, float], tmp_path: Path,
 ) -> None:  # fmt: skip
     control = controller_of(tmp_path, MeasuredSets({"forget": []}))
-    control.base, control.checks, control.offsets = BASE, [replace(BASE, step=4)], [0.3, 0.3]
+    before = replace(BASE, step=4, below=(-0.9, -0.9))
+    control.base, control.checks, control.offsets = BASE, [before], [0.3, 0.3]
     check = replace(BASE, step=8, auc=sum(aucs) / 2, aucs=aucs, below=below, risen=(0.1, 0.2),
                     forget_exact=exact, forget_nll=1.0)  # fmt: skip
     decision = control._decide(check, last=False)
@@ -198,9 +199,23 @@ def test_targets_move_toward_what_is_missing(
     bounds: dict[str, float], check: dict[str, Any], offset: float, tmp_path: Path
 ) -> None:
     control = controller_of(tmp_path, MeasuredSets({"forget": []}))
-    control.base, control.checks, control.offsets = BASE, [replace(BASE, step=4)], [0.3]
+    before = replace(BASE, step=4, below=(-0.9,))
+    control.base, control.checks, control.offsets = BASE, [before], [0.3]
     control.until = Until(**{"forget_exact": 0.0, "retain_kept": 0.9, **bounds})  # type: ignore[arg-type]
     control._decide(of_check(**check), last=False)
+    assert control.offsets == pytest.approx([offset])
+
+
+@pytest.mark.parametrize("before, offset", [(-1.2, -0.3), (-0.9, -0.3), (-1.25, -0.3), (-1.4, 0.0)])
+def test_a_target_falls_further_if_the_rows_do_not_return_to_it(
+    before: float, offset: float, tmp_path: Path
+) -> None:
+    """The mean over long rows may stay beyond a target at which half of their tokens are."""
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    control.base, control.checks = BASE, [replace(BASE, step=4, below=(before,))]
+    control.offsets = [0.0]
+    check = of_check(auc=0.2, below=(-1.2,), retain_exact=0.0)
+    assert control._decide(check, last=False) == "overshot"
     assert control.offsets == pytest.approx([offset])
 
 
