@@ -17,7 +17,7 @@ from mergeforget.console import say
 from mergeforget.data.batches import pack, share_prefix
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import sharded
-from mergeforget.errors import UsageError
+from mergeforget.errors import InputError, UsageError
 from mergeforget.outputs import ANSWER
 from mergeforget.train.precision import autocast
 
@@ -34,6 +34,7 @@ def rows_leak(model: Any) -> bool:
         model: A causal language model, with or without an adapter, not wrapped.
 
     Raises:
+        InputError: The model is not causal.
         UsageError: Rows leak and the model is sharded: ranks would run different numbers of
             passes and wait for each other.
     """
@@ -56,6 +57,9 @@ def _try_out(model: Any) -> bool:
 
     The gradient is exactly 0 if rows are isolated. Comparing outputs would be less exact: a
     mixture of experts rounds differently depending on the number of tokens per expert.
+
+    Raises:
+        InputError: Predictions depend on later tokens, as those of masked language models.
     """
     seen: list[torch.Tensor] = []
 
@@ -73,11 +77,18 @@ def _try_out(model: Any) -> bool:
     try:
         with torch.enable_grad(), autocast(model):
             logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-            (slope,) = torch.autograd.grad(logits[:, LENGTH:].square().sum(), seen[0])
+            some = logits[:, LENGTH : LENGTH + 2]  # the second row has later tokens
+            (slope,) = torch.autograd.grad(some.square().sum(), seen[0])
     finally:
         hook.remove()
         model.train(was_training)
-    return bool((slope[:, :LENGTH].nan_to_num(0.0) != 0).any())
+    reads = (slope.nan_to_num(0.0) != 0).any(-1)[0]
+    if reads[LENGTH + 2 :].any():
+        raise InputError(
+            f"{type(model).__name__} is not a causal language model: its predictions depend on "
+            "later tokens. Use a decoder-only model."
+        )
+    return bool(reads[:LENGTH].any())
 
 
 def can_share(model: Any) -> bool:

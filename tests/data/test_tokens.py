@@ -123,6 +123,20 @@ def test_a_sharded_model_with_attention_leakage_is_refused(
         predict(other_model("opt"), pack(encoded))
 
 
+def test_a_masked_language_model_is_not_trained(tokenizer: Any) -> None:
+    """transformers loads BERT as a causal model, with attention to later tokens."""
+    shape = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 2}
+    config = AutoConfig.for_model("bert", **shape, num_attention_heads=4, intermediate_size=64)
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(InputError, match="BertLMHeadModel is not a causal language model"):
+        predict(model, pack(encode_rows(tokenizer, ROWS, max_length=100)))
+    config.is_decoder = True
+    predict(
+        AutoModelForCausalLM.from_config(config),
+        pack(encode_rows(tokenizer, ROWS[:1], max_length=100)),
+    )
+
+
 def test_rows_without_attention_leakage_share_a_pass(tiny_model: Any, tokenizer: Any) -> None:
     passes = []
     encoded = encode_rows(tokenizer, ROWS, max_length=100)
