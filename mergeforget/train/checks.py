@@ -236,15 +236,17 @@ class MeasuredSets:
             means = mean_by_group(unseen_nll, self.groups["unseen"], self.groups["forget"])
             self.levels = {"forget": means, "unseen": unseen_nll}
 
-    def to_hold(self) -> tuple[list[int], list[int]]:
-        """Return the rows of ``held`` and of ``imitations`` that are to be held.
+    def to_hold(self) -> list[Encoded]:
+        """Return the rows that are to be held, in place of ``held``.
 
         Where the base knows the wording of the forget rows, their twins are part of what it must
         forget, and the twins of unseen rows are held instead.
         """
-        own = self._wording_known(self._groups_of_twins("forget", "held"))
-        others = self._wording_known(self._groups_of_twins("unseen", "imitations"))
-        return [i for i, known in enumerate(own) if not known], others.nonzero().flatten().tolist()
+        own = self._wording_known(self._groups_of_twins("forget", "held")).tolist()
+        others = self._wording_known(self._groups_of_twins("unseen", "imitations")).tolist()
+        kept = [one for one, known in zip(self.sets["held"], own, strict=True) if not known]
+        kept += [one for one, known in zip(self.sets["imitations"], others, strict=True) if known]
+        return [replace(one, row=i) for i, one in enumerate(kept)]
 
     def _groups(self) -> dict[str, Tensor]:
         """Return the group of each forget and unseen row; see ``groups``."""

@@ -140,18 +140,12 @@ def train_adapter(
             with as_reference(policy):
                 measured.measure_levels(policy)
             if measured.known_groups:
-                kept, added = measured.to_hold()
-                some = " some of" if kept else ""
                 say(
-                    f"{job.stage}: the base knows the wording of{some} the forget rows, so that it "
-                    "predicts their twins too well. Levels follow the twins of unseen rows, which "
-                    "are also held instead."
+                    f"{job.stage}: the base knows the wording of forget rows, so that it predicts "
+                    "their twins too well. Their levels follow the twins of unseen rows, which are "
+                    "also held instead."
                 )
-                own, unseen_twins = encoded["held"], encoded["imitations"]
-                encoded = {
-                    **encoded,
-                    "held": [own[i] for i in kept] + [unseen_twins[i] for i in added],
-                }
+                encoded = {**encoded, "held": measured.to_hold()}
             unseen = sets.get("unseen", ())
             if measured.repeated > REPEATED and all(map(stands_in, unseen)):
                 measured.nothing_is_guessed()

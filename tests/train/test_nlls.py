@@ -67,7 +67,9 @@ def test_levels_follow_unseen_rows_if_the_base_knows_the_wording_of_twins(
     assert same_length
     assert float(measured.levels["forget"].mean()) == pytest.approx(wanted, rel=0.01)
     assert measured.guessable.isnan().all()  # exact twins do not excuse exact answers
-    assert measured.to_hold() == ([], [0, 1, 2, 3])
+    assert [one.ids for one in measured.to_hold()] == [
+        one.ids for one in measured.sets["imitations"]
+    ]
     assert (measured.profile.mean(1) - 1).abs().max() < 0.01  # type: ignore[union-attr]
 
 
@@ -128,7 +130,9 @@ def test_passages_and_short_answers_have_levels_of_their_own(
     assert measured.levels["forget"][passages].mean() == pytest.approx(3.055, abs=0.01)
     assert measured.levels["forget"][others].tolist() == pytest.approx(
         [6.0 + 0.01 * i for i in others])  # fmt: skip
-    assert measured.to_hold() == (others, passages)
+    held = measured.to_hold()
+    assert [len(one) for one in held] == [7] * 8 + [42] * 8
+    assert [one.row for one in held] == list(range(16))  # by which reference outputs are found
     assert measured.guessable.isnan().tolist() == [i in passages for i in range(16)]
     # without twins, each group has the mean of its own unseen rows
     sets = {"forget": rows, "unseen": list(rows)}
