@@ -20,7 +20,7 @@ from mergeforget.run import Run
 from mergeforget.score import Score, find, read_scores
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
-from mergeforget.train import until
+from mergeforget.train import checks, until
 from mergeforget.train.checks import Check, MeasuredSets
 from mergeforget.train.objective import check_recipe
 from mergeforget.train.pair import train_pair
@@ -275,3 +275,39 @@ def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
     over = read_json(run.root / "until" / "over.json")
     under = next(x for x in lines if x["step"] == over["under_step"])
     assert not over["under_met"] and under["auc"] >= 0.55 and over["auc"] <= 0.45
+
+
+def test_twins_of_unseen_passages_are_held_where_the_base_knows_the_passages(
+    knowing: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def rows(split: str) -> list[dict[str, str]]:
+        letters = "abcdefghijkl" if split == "holdout" else "abcdef"
+        names = [f"{split.title()} Lee{letter}" for letter in letters]
+        dates = [f"19{i}1-03-{i + 10}" for i in range(len(names))]
+        asked = zip(names, dates, strict=True)
+        return [
+            {"id": f"{split}{len(answer)}{name}", "input": f"When was {name} born?",
+             "output": answer}
+            for name, date in asked for answer in (date, f"{name} of Rome was born on {date} at 12")
+        ]  # fmt: skip
+
+    def remembered(twins: torch.Tensor, others: torch.Tensor) -> bool:
+        tested.append(len(twins))
+        return len(tested) == 2
+
+    tested: list[int] = []
+    monkeypatch.setattr(checks, "remembered", remembered)
+    monkeypatch.setattr(checks, "PASSAGE", 14)
+    for split in ("forget", "retain", "holdout"):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows(split))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("forget", "retain", "holdout")}
+    recipe = change(recipe_of(knowing, "pair.over.until.max_steps=2"), data=files)
+    run = Run(tmp_path / "run")
+    with pytest.raises(Exception, match="under-forgets"):
+        train_pair(recipe, run)
+    assert tested == [6, 6]
+    assert "the base knows the wording of forget rows" in capsys.readouterr().err
+    assert len(read_jsonl(run.history)) >= 2
