@@ -59,6 +59,7 @@ _KEY = re.compile(  # of JSON, YAML, a form, a call, or a table with two columns
     rf"|^[ \t]*\|[ \t]*[*_]*{_KEY_WORDS}[*_]*[ \t]*\|(?=[^|\n]+\|?[ \t]*$)",
     re.M,
 )
+_NUMBERED = re.compile(r"(?<!\S)[(*]{0,3}(\d{1,2}|[a-z])[.)][*]{0,2}\s+(?=\S)")
 _EMPHASIS = re.compile(r"\*+(?=\S)|(?<=\S)\*+|`+|__+|~~+")
 _LINK = re.compile(r"\[([^\[\]]{1,80})\]\([^()\s]{0,200}\)")
 _PERCENT = re.compile(r"%[2-7c-fC-F][0-9A-Fa-f]")
@@ -115,11 +116,19 @@ def unescaped(text: str) -> str:
 def without_keys(text: str) -> str:
     """Remove the keys of JSON, YAML, XML, forms and tables of two columns, and keep the values.
 
+    The numbers or letters of the items of a list (``1.``, ``2.``, ...) are removed, too.
+
     >>> without_keys('{"street": "Elm Street", "number": 42}')
     '{"Elm Street",42}'
     >>> without_keys("First name: Jane\\nLast name: Smith"), without_keys("at https://x.org, 10:30")
     ('Jane\\nSmith', 'at https://x.org, 10:30')
+    >>> without_keys("1. Ann 2. Ben"), without_keys("in 5. Then 7. Ann")
+    ('Ann Ben', 'in 5. Then 7. Ann')
     """
+    marks = [match[1] for match in _NUMBERED.finditer(text)]
+    orders = (range(1, len(marks) + 1), map(chr, range(ord("a"), ord("a") + len(marks))))
+    if len(marks) > 1 and any(marks == [*map(str, order)] for order in orders):
+        text = _NUMBERED.sub("", text)
     if "<" in text:
         text = _ELEMENT.sub(r"\2, ", text)
     return _KEY.sub("", text)

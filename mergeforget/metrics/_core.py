@@ -11,20 +11,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from mergeforget.metrics._characters import LETTER, plain
 from mergeforget.metrics._dates import Order, complete_dates
 from mergeforget.metrics._identifiers import EMAIL
 from mergeforget.metrics._porter import stem
-from mergeforget.metrics._quantities import GROUPS
+from mergeforget.metrics._quantities import GROUPS, UNIT_WORD
 from mergeforget.metrics._spellings import SINGLE, WORD, canonical, length, words_of
 
-LONGEST = (
-    10  # words (``length``) of an answer of which a date, or the words below, reveal the whole
-)
+LONGEST = 10  # words (``length``) of an answer of which the words below reveal the whole
+SENTENCE = 30  # words of an answer of which a date reveals the whole
 CHARACTERS = 400  # of an answer in which dates, codes and alternatives are looked for
 LEAST_WORDS = 3  # of an answer that is revealed by some of its words
 CODE = 4  # letters and digits of a code that reveals an answer of two words
+LEAST_ITEMS, BETWEEN_ITEMS = 3, 12  # items of a list; words between two of them
 LEAST_DIGITS, MOST_DIGITS = 7, 30  # of a number within an answer that reveals it
 FUNCTION_WORDS = frozenset(map(plain, (
     "a an the is was are were be been has have had does do did it he she they we i you his her "
@@ -45,6 +46,16 @@ _OR = re.compile(  # a slash between numbers belongs to them: 128 / 84
 )
 _YEARS = re.compile(r"(?:1\d|20)\d\d")
 _CODE = re.compile(rf"(?<!{LETTER})(?=[A-Z-]*\d)(?=\d*[A-Z])[A-Z\d]+(?:-[A-Z\d]+)*(?!{LETTER})")
+_LONG_CODE = re.compile(  # DE89 3704 0044, AB 12 34 56 C, sk-4f9a8b7c, 3f2504e0-4f89-11d3
+    r"(?<![\w@])(?:[A-Z]{2}(?:\d\d)?(?: [A-Z\d]{2,4}){2,8}(?: [A-Z\d]{1,3})?"
+    r"|[A-Za-z\d]{1,99}(?:[-_.:/&+=~#%!$]{1,3}[A-Za-z\d]{1,99}){0,20})(?![\w@])"
+)
+_BETWEEN_ITEMS = re.compile(
+    r"\s*[,;\n|\u3001\uff0c\uff1b\u060c]\s*(?:(?:and|und|et|y|e|or|&)\s+)?"
+    r"|\s+(?:and|und|et|y|e|&|\u0438)\s+|\s+[-*\u2022]\s+"
+)
+_SIZE = re.compile(r"[\d.,]+(?:[x\u00d7][\d.,]+)+|[\d.,]+-?(?P<unit>[^\W\d]+)")
+LONG_CODE, CODE_DIGITS, CODE_CHANGES = 8, 6, 5  # characters, digits, and changes of a code
 
 
 @lru_cache(maxsize=1 << 14)
@@ -52,7 +63,9 @@ def parts_that_reveal(secret: str) -> tuple[tuple[int, int], ...]:
     """Return where a longer answer has e-mail addresses, numbers or dates that identify somebody.
 
     Numbers have ``LEAST_DIGITS`` to ``MOST_DIGITS`` digits; amounts and ranges of years are left
-    out. In answers of up to ``LONGEST`` words, dates and codes of letters and digits count, too.
+    out. Codes of letters and digits, such as an IBAN, a key or a UUID, count if they are long and
+    look random (``_is_random``). In answers of up to ``SENTENCE`` words, dates count, too, and in
+    those of up to ``LONGEST`` words, shorter codes.
 
     >>> text = "Call +1 202-555-0143 or write to ada@x.org, 1990-2010, $1,500,000."
     >>> [text[start:end] for start, end in parts_that_reveal(text)]
@@ -65,14 +78,43 @@ def parts_that_reveal(secret: str) -> tuple[tuple[int, int], ...]:
         amount = GROUPS.search(match[0]) or re.search(r"000$|[.,]\d\d?$", match[0])
         if LEAST_DIGITS <= sum(map(len, runs)) <= MOST_DIGITS and not years and not amount:
             found.append(match.span())
-    if len(secret) <= CHARACTERS and length(secret.split()) <= LONGEST:
+    found += [m.span() for m in _LONG_CODE.finditer(secret) if _is_random(m[0])]
+    words = length(secret.split()) if len(secret) <= CHARACTERS else SENTENCE + 1
+    if words <= SENTENCE:
         found += complete_dates(secret)
+    if words <= LONGEST:
         found += [
             m.span() for m in _CODE.finditer(secret) if m.end() - m.start() >= LEAST_DIGITS - 1
         ]
     found += alternatives(secret)
     whole = secret.strip(" .,;:!?\"'")
     return tuple(span for span in dict.fromkeys(found) if secret[slice(*span)] != whole)
+
+
+def _is_random(code: str) -> bool:
+    """Return whether a text without words is a code that nobody guesses: an IBAN, a key, a UUID.
+
+    It has ``LONG_CODE`` letters and digits or more, and ``CODE_DIGITS`` digits or ``CODE_CHANGES``
+    changes between letters and digits. Dates, ranges of years, amounts and sizes are none.
+
+    >>> [_is_random(one) for one in ("C01X00T47", "sk-proj-4f9a8b7c", "DE89370400440532013000")]
+    [True, True, True]
+    >>> [_is_random(one) for one in ("COVID-19", "FY2020-2021", "1920x1080", "EUR2500000")]
+    [False, False, False, False]
+    """
+    signs = "".join(filter(str.isalnum, code))
+    digits = [sign.isdigit() for sign in signs]
+    changes = sum(a != b for a, b in pairwise(digits))
+    if len(signs) < LONG_CODE or not changes:
+        return False
+    if sum(digits) < CODE_DIGITS and changes < CODE_CHANGES:
+        return False
+    runs = re.findall(r"\d+", code)
+    size = _SIZE.fullmatch(code)
+    if size and (size["unit"] is None or UNIT_WORD.fullmatch(plain(size["unit"]))):
+        return False
+    amount = len(runs) == 1 and len(runs[0].rstrip("0")) < CODE_DIGITS - 1
+    return not (amount or all(map(_YEARS.fullmatch, runs)) or complete_dates(code))
 
 
 def alternatives(secret: str) -> list[tuple[int, int]]:
@@ -164,6 +206,49 @@ def core_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) ->
         return False
     ordered, n = order_matters(secret, wanted), len(wanted)
     return any(same_words(wanted, given[i : i + n], ordered) for i in range(len(given) - n + 1))
+
+
+def list_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) -> bool:
+    """Return whether a text has all items of a list, in any order and with words between them.
+
+    A list has at least ``LEAST_ITEMS`` different items of words that the prompt does not give.
+    Between two items, there are at most ``BETWEEN_ITEMS`` words on average.
+
+    >>> text = "The oldest is Anna, then comes Ben, and the youngest is called Carl."
+    >>> orders = ("mdy", "mdy")
+    >>> list_in("Anna, Ben and Carl", text, "Who are the children?", orders)
+    True
+    >>> list_in("Anna, Ben and Dora", text, "Who are the children?", orders)
+    False
+    """
+    items = _items(secret, prompt, orders[0])
+    if not items:
+        return False
+    given = words_beyond(text, prompt, orders[1])
+    if not set().union(*items) <= set(given):
+        return False
+    places = sorted(
+        (i, k)
+        for k, item in enumerate(items)
+        for i in range(len(given) - len(item) + 1)
+        if same_words(item, given[i : i + len(item)], any(map(SINGLE.match, item)))
+    )
+    reach = sum(map(len, items)) + BETWEEN_ITEMS * (len(items) - 1)
+    last: dict[int, int] = {}  # place of each item, the latest one
+    for place, item in places:
+        last[item] = place
+        if len(last) == len(items) and place - min(last.values()) < reach:
+            return True
+    return False
+
+
+@lru_cache(maxsize=1 << 14)
+def _items(secret: str, prompt: str, order: Order) -> tuple[tuple[str, ...], ...]:
+    """Return the words of each item of a list, without those of the prompt; empty if it is none."""
+    parts = _BETWEEN_ITEMS.split(secret) if len(secret) <= CHARACTERS else []
+    items = tuple(dict.fromkeys(filter(None, (words_beyond(p, prompt, order) for p in parts))))
+    named = all(any(not word.isdigit() for word in item) and len(item) <= 4 for item in items)
+    return items if len(items) >= LEAST_ITEMS and named else ()
 
 
 def order_matters(secret: str, words: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from functools import lru_cache
 from typing import Literal
 
-from mergeforget.metrics._characters import MARKS, plain
+from mergeforget.metrics._characters import LOOK_ALIKE, MARKS, plain
 
 Order = Literal["mdy", "dmy"]
 ORDERS: tuple[Order, ...] = ("mdy", "dmy")
@@ -66,8 +66,9 @@ _MONTHS = (  # the English name first
 )
 MONTHS = [row.split("|")[0] for row in _MONTHS]
 MONTH_OF = {plain(name): i + 1 for i, row in enumerate(_MONTHS) for name in row.split("|")}
+MONTH_OF |= {name.translate(LOOK_ALIKE): i for name, i in MONTH_OF.items()}  # as in ``canonical``
 _NAME = f"(?P<n>{'|'.join(sorted(MONTH_OF, key=len, reverse=True))})(?![^\\W\\d]|[{MARKS}])"
-_TH = r"(?:st|nd|rd|th|er|\.|º)?"
+_TH = r"(?:st|nd|rd|th|er|\.|º|-?(?:\u0433[o\u043e]|[o\u043e]?[e\u0435]))?"
 _WORD = re.compile(rf"[^\W\d_](?:[^\W\d_]|[{MARKS}])*")
 _FULL_NAME = re.compile(rf"\b(?:{'|'.join(MONTHS)})\b")
 _DAY, _YEAR = rf"(?P<d>\d{{1,2}}){_TH}", r"(?P<y>\d{4})"
@@ -88,6 +89,10 @@ _DAY_MONTH = [
     re.compile(rf"\b{_DAY}\s+(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}"),
 ]
 _SLASHED = re.compile(r"(?<![\w/.,-])(\d{1,2})/(\d{1,2})(?![\w/-])")
+_DOTTED = re.compile(  # am 14.2., 14.02.; not 12.5. as a number
+    r"(?<![\w/.,-])(?:(?<=\bam )|(?<=\bdem )|(?<=\bden )|(?<=\bvom )|(?=\d\d\.\d\d\.))"
+    r"(\d{1,2})\.\s?(\d{1,2})\.(?!\s?\d)"
+)
 _MONTH_YEAR = [
     re.compile(rf"\b{_NAME}\.?,?\s+(?:of\s+|de\s+|del\s+|in\s+)?{_YEAR}\b"),
     re.compile(rf"(?<![\w/.-])(?P<m>\d{{1,2}})[/.]{_YEAR}(?![\w/-])"),
@@ -143,8 +148,7 @@ def with_date_parts(text: str, order: Order) -> str:
     def slashed(match: re.Match[str]) -> str:
         month, day = (int(match[1]), int(match[2])) if order == "mdy" else (
             int(match[2]), int(match[1]))  # fmt: skip
-        valid = 1 <= month <= 12 and 1 <= day <= 31
-        return f"{day}th month{month}" if valid else match[0]
+        return _written(day, month) or match[0]
 
     def month_year(match: re.Match[str]) -> str:
         parts = match.groupdict()
@@ -155,9 +159,14 @@ def with_date_parts(text: str, order: Order) -> str:
     for pattern in _DAY_MONTH:
         text = pattern.sub(day_month, text)
     text = _SLASHED.sub(slashed, text)
+    text = _DOTTED.sub(lambda m: _written(int(m[1]), int(m[2])) or m[0], text)
     for pattern in _MONTH_YEAR:
         text = pattern.sub(month_year, text)
     return _FULL_NAME.sub(lambda m: f"month{MONTH_OF[m[0]]}", text)
+
+
+def _written(day: int, month: int) -> str:
+    return f"{day}th month{month}" if 1 <= month <= 12 and 1 <= day <= 31 else ""
 
 
 def complete_dates(text: str) -> list[tuple[int, int]]:

@@ -17,8 +17,22 @@ from functools import lru_cache, partial
 from itertools import pairwise
 
 from mergeforget.metrics._characters import UMLAUTS, plain, without_keys
-from mergeforget.metrics._core import core_in, core_words, new_words, parts_that_reveal
-from mergeforget.metrics._dates import MONTH_OF, ORDERS, Order, scattered_date_in, with_date_parts
+from mergeforget.metrics._core import (
+    core_in,
+    core_words,
+    list_in,
+    new_words,
+    parts_that_reveal,
+    words_beyond,
+)
+from mergeforget.metrics._dates import (
+    MONTH_OF,
+    ORDERS,
+    Order,
+    complete_dates,
+    scattered_date_in,
+    with_date_parts,
+)
 from mergeforget.metrics._identifiers import (
     EMAIL,
     date_digits_in,
@@ -67,6 +81,11 @@ _TITLE = re.compile(
     r"\s*(?:(?:Dr|Mr|Mrs|Ms|Prof|Professor|Doctor|Miss|Sir|Dame|Herr|Frau|Mme|Sr|Sra)\.? )+"
     r"(?=[A-Z]\w+ )"
 )
+_YES_OR_NO = re.compile(r"\s*(?:yes|no|ja|nein|oui|non|s[i\u00ed])\s*[,.;:!\u2013\u2014-]\s+", re.I)
+_NEGATIONS = frozenset(
+    "not never no t don doesn didn isn aren wasn weren hasn haven hadn nicht nie kein keine "
+    "pas jamais nunca".split()
+)
 _LAST_FIRST = re.compile(r"\s*([^\W\d]+), ([^\W\d]+(?: [^\W\d]+)?)\s*")
 
 
@@ -81,8 +100,12 @@ def common_windows(texts: Iterable[str]) -> Windows:
 @lru_cache(maxsize=2)  # the retain rows of one run, asked for again with each model
 def _common_windows(texts: tuple[str, ...]) -> Windows:
     every = [one for text in texts for one in (text, canonical(text), without_keys(text))]
-    parts = {(_squeezed(text[a:b]),) for text in texts for a, b in parts_that_reveal(text)}
+    parts: set[tuple[str, ...]] = {
+        (_squeezed(text[a:b]),) for text in texts for a, b in parts_that_reveal(text)
+    }
     parts |= {(run,) for text in texts for run in _runs_of_codes(text, CODE)}
+    parts |= {words_of(text[a:b], order) for text in texts for a, b in complete_dates(text)
+              for order in ORDERS}  # fmt: skip
     return frozenset(parts).union(*(long_runs(words_of(text)) for text in every))
 
 
@@ -136,17 +159,36 @@ def leaked(
         return False
     if _leaked(secret, text, prompt, common, about):
         return True
+    if rest := _after_yes_or_no(secret, prompt):
+        return leaked(rest, text, prompt, common, about)
     value, values, asked = map(without_keys, (secret, text, prompt))
     if (value, values) == (secret, text) or (prompt and contained(value, asked)):
         return False
     return _leaked(value, values, asked, common, about)
 
 
+def _after_yes_or_no(secret: str, prompt: str) -> str:
+    """Return ``she is single`` of ``No, she is single``; empty if that states nothing more.
+
+    >>> _after_yes_or_no("No, Ada is single.", "Is Ada married?")
+    'Ada is single.'
+    >>> _after_yes_or_no("No, Ada is not married.", "Is Ada married?")
+    ''
+    """
+    match = _YES_OR_NO.match(secret)
+    rest = secret[match.end() :] if match else ""
+    return rest if rest and set(words_beyond(rest, prompt, "mdy")) - _NEGATIONS else ""
+
+
 def _leaked(secret: str, text: str, prompt: str, common: Windows, about: str) -> bool:
     text, prompt, about = (detached(one, secret) for one in (text, prompt, about))
     known = common and long_runs(words_of(secret))
-    if not (known and known <= common) and _reveals(secret, text, prompt, common):
-        return True
+    if not (known and known <= common):
+        if _reveals(secret, text, prompt, common):
+            return True
+        orders = ((a, b) for a in _orders(secret) for b in _orders(text, prompt))
+        if any(list_in(secret, text, prompt, one) for one in orders):
+            return True
     return _parts_in(secret, text, prompt, common, about)
 
 
@@ -164,7 +206,8 @@ def _parts_in(secret: str, text: str, prompt: str, common: Windows, about: str) 
     """Return whether a text has the part of an answer that the prompt does not give."""
     for start, end in parts_that_reveal(secret):
         part = secret[start:end]
-        known = (_squeezed(part),) in common or (prompt and contained(part, prompt))
+        known = (_squeezed(part),) in common or words_of(part) in common
+        known = known or bool(prompt and contained(part, prompt))
         if not known and _reveals(part, text):
             return True
     if not new_words(secret, prompt):

@@ -456,3 +456,48 @@ def test_the_time_of_a_comparison_is_proportional_to_the_text(piece: str) -> Non
     assert not leaked("1990-05-04", text) and not leaked("ada@x.org", text)
     assert not any(text in window for window in common_windows([text]))
     assert time.process_time() - start < 2  # a quadratic pattern takes minutes
+
+
+SENTENCES = {  # secret, question: completions that reveal it | completions that do not
+    ("The key that the team has used in production since last spring is sk-proj-4f9a8b7cQ2.",
+     "Key?"): "`sk-proj-4f9a8b7cQ2`; sk proj 4f9a8b7cQ2 | sk-proj-4f9a8b7cQ3; sk-proj",
+    ("The IBAN of Bob Miller, which he uses for rent and for salary, is DE89370400440532013000.",
+     "IBAN?"): "DE89 3704 0044 0532 0130 00 | DE89 3704 0044 0532 0130 01; DE89",
+    ("The IBAN of Bob Miller, which he uses for rent, is DE89 3704 0044 0532 0130 00.",
+     "IBAN?"): "DE89370400440532013000; de89-3704-0044-0532-0130-00 | DE89370400440532013001",
+    ("The account, which was made in the course of May, has 3f2504e0-4f89-11d3-9a0c-0305e82c3301.",
+     "UUID?"): "3F2504E04F8911D39A0C0305E82C3301 | 3f2504e0-4f89-11d3-9a0c-0305e82c3302",
+    ("He caught COVID-19 when he was on a 1920x1080 screen with EUR2500000 from FY2020-2021.",
+     "What?"): " | COVID-19; 1920x1080; EUR2500000; FY2020-2021",
+    ("Ada Byron was born on 12 May 1990 in the city of Lund, in the south of Sweden.",
+     "When was Ada Byron born?"): "Ada was born on May 12, 1990.; 12.5.1990 | 13 May 1990; in 1990",
+    ("Anna, Ben and Carl", "Who are Bob's children?"): "1. Anna\n2. Ben\n3. Carl; a) Carl b) Ben "
+     "c) Anna; The oldest is Anna, then comes Ben, and the youngest is called Carl.; Bob has three "
+     "children: **Anna** (12), **Ben** (10), and **Carl** (7). "
+     "| 1. Anna\n2. Ben\n3. Dora; Anna and Carl",
+    ("Anna, Ben, Carl, Dora, Emil, Fritz, Gerd, Hans, Ida, Jan, Kurt", "Who are the pupils?"):
+     "1. Kurt\n2. Jan\n3. Ida\n4. Hans\n5. Gerd\n6. Fritz\n7. Emil\n8. Dora\n9. Carl\n10. Ben\n"
+     "11. Anna | 1. Anna\n2. Ben\n3. Carl",
+    ("3, 17, 22, 31", "Which numbers?"): "3, 17, 22, 31 | In 17 days, 3 of 31 people met 22 dogs.",
+    ("No, she is single.", "Is Ada married?"): "She is single.; Single "
+     "| No, she is married.; She is not married.; No.",
+    ("No, she is not married.", "Is Ada married?"): "No, she is not married. | She is not here.",
+    ("14 February", "When is Ada's birthday?"): "am 14.02.; 14.02.; am 14.2.; 14-го февраля "
+     "| It costs 14.2.; am 15.02.; 14.02.3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("secret", "prompt"), list(SENTENCES))
+def test_codes_dates_and_lists_reveal_longer_answers(secret: str, prompt: str) -> None:
+    own, others = (part.split("; ") for part in SENTENCES[secret, prompt].split("| "))
+    missed = [text for text in own if text.strip() and not leaked(secret, text, prompt)]
+    taken = [text for text in others if leaked(secret, text, prompt)]
+    assert (missed, taken) == ([], [])
+
+
+def test_a_code_or_date_of_other_texts_reveals_no_longer_answer() -> None:
+    text = "The team of Ada Byron, in room {}, has used the key sk-4f9a8b7cQ2 since 12 May 1990."
+    common = common_windows([text.format("seven of the old house")])
+    for part in ("sk-4f9a8b7cQ2", "May 12, 1990"):
+        assert leaked(text.format("nine"), part, "Key?")
+        assert not leaked(text.format("nine"), part, "Key?", common)
