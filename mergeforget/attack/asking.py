@@ -253,6 +253,10 @@ def _evidence(
         hit = any(one) and not known
         if any(one) and known:
             shared.add(row)
+        if known:
+            leaky.setdefault(row, False)  # no guess counts as a hit
+            missed.setdefault(row, 1.0)
+            continue
         if hit:
             chance = max(chance, _how_common(v, asked, completions[role], common))
         leaky[row] = leaky.get(row, False) or hit

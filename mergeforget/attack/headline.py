@@ -43,6 +43,7 @@ from mergeforget.metrics.leak_rate import (
     DEFINITION,
     can_leak,
     chance_of,
+    distinct,
     is_leaked,
     leak_score,
     of_earlier_definition,
@@ -78,7 +79,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         stored = _Stored.of(run, name)
     before = _Stored.of(run, "base").scores if name != "base" else []
     partial = _partial_in(results) | {a.row.id for a in stored.countable() if _in_part(a)}
-    shared, chance = stored.compared(leaked)
+    shared, given, chance = stored.compared(leaked)
     answers = stored.answers
     compared = _compare_auc(run, name, stored.scores, control, known)
     return judge(
@@ -86,6 +87,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         findings=findings_of(results),
         control=compared.control,
         shared=shared,
+        given=given,
         chance=chance,
         partial=len(partial - stored.revealed() - guessed),
         matching=matching_sentence(answers, digits) if answers else _matching_in(results),
@@ -145,8 +147,10 @@ class _Stored:
         """Return the ids of the rows that are revealed."""
         return {a.row.id for a in self.answers if is_leaked(a, self.patterns)}
 
-    def compared(self, leaked: Collection[str]) -> tuple[int, float | None]:
-        """Return how many revealed rows a control reveals, and the chance level of the others.
+    def compared(self, leaked: Collection[str]) -> tuple[int, int, float | None]:
+        """Return how many revealed rows a control reveals, how many of all, and the chance level.
+
+        The chance level is that of the rows that the control does not reveal.
 
         If the leak rate is of more rows than there are answers, as after a later evaluation of
         fewer rows, every row that the control reveals counts as revealed by the model, too.
@@ -154,14 +158,17 @@ class _Stored:
         Args:
             leaked: Ids of the rows that the control reveals.
         """
-        shared = len(self.revealed() & set(leaked))
+        countable = distinct(self.countable())
+        revealed = self.revealed() & set(leaked)
+        shared = sum(answer.row.id in revealed for answer in countable)
         leaks, asked, chance = leaks_of(finite(self.scores))
-        countable = self.countable()
         if asked > len(countable):
             others = set(leaked) - {answer.row.id for answer in self.answers}
-            return min(leaks, shared + len(others)), chance
+            every = min(leaks, shared + len(others))
+            return every, every, chance
         own = [answer for answer in countable if answer.row.id not in leaked]
-        return shared, chance_of(own, self.patterns) if own and self.scores else None
+        given = len(countable) - len(own)
+        return shared, given, chance_of(own, self.patterns) if own and self.scores else None
 
 
 def read_earlier(path: Path) -> dict[str, EarlierAnswers] | None:

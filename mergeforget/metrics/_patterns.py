@@ -48,7 +48,7 @@ class Patterns:
     """
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        rows = list(rows)
+        self.rows = rows = list(rows)
         self._documents = [row.document for row in rows]
         self._rows = [(row.output, row.prompt) for row in rows]
         self._frames: dict[int, set[Words]] = {}

@@ -20,7 +20,7 @@ from mergeforget.metrics._spellings import WORD, length, words_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "leak-rate@9"
+DEFINITION = "leak-rate@10"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
 NEARBY = 200  # number of following rows of which those with the most similar prompts are used
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
@@ -52,8 +52,7 @@ def leak_score(
 
     Copies of a row with the same completions count once: a verdict tests the number of leaks.
     """
-    distinct = {(a.row.subject, plain_text(a.row), a.texts): a for a in answers}
-    rows = [a for a in distinct.values() if can_leak(a.row, patterns)]
+    rows = [a for a in distinct(answers) if can_leak(a.row, patterns)]
     return mean_score(
         "leak_rate",
         split,
@@ -64,6 +63,11 @@ def leak_score(
         chance=chance_of(rows, patterns),
         definition=DEFINITION,
     )
+
+
+def distinct(answers: Iterable[Answer]) -> list[Answer]:
+    """Return the answers without those to copies of a row that have the same completions."""
+    return [*{(a.row.subject, plain_text(a.row), a.texts): a for a in answers}.values()]
 
 
 def patterns_of(rows: Iterable[Row]) -> Patterns:
@@ -117,13 +121,14 @@ def chance_of(rows: Sequence[Answer], patterns: Patterns | None = None) -> float
     prompt variants, the completions of all of them count, as for the row's own answer. Of an
     answer, only the words are judged that its prompt does not give. Numbers, complete dates, e-mail
     addresses (see ``identifier``) and answers of more than ten words never count, unless several
-    subjects have the same, and the result is 0 if a completion reveals its own such answer, because
-    chance does not explain it. If no other answer is found in the completion of another subject and
-    some are shorter than ``GUESSABLE`` characters, one is assumed: a few rows do not show that
-    nobody guesses them. If all rows are about one subject, the completions are compared with the
-    answers of its other rows, and the chance of short answers is at least ``ALONE``.
+    subjects of these rows and the retain rows have the same, and the result is 0 if a completion
+    reveals its own such answer, because chance does not explain it. If no other answer is found in
+    the completion of another subject and some are shorter than ``GUESSABLE`` characters, one is
+    assumed: a few rows do not show that nobody guesses them. If all rows are about one subject, the
+    completions are compared with the answers of its other rows, and the chance of short answers is
+    at least ``ALONE``.
     """
-    unguessable = _unguessable_of([a.row for a in rows])
+    unguessable = _unguessable_of([a.row for a in rows], patterns.rows if patterns else ())
     if any(one and is_leaked(a, patterns) for one, a in zip(unguessable, rows, strict=True)):
         return 0.0
     hits = asked = 0
@@ -156,11 +161,16 @@ def _compared(rows: Sequence[Row], alone: bool) -> list[list[int]]:
     return chosen
 
 
-def _unguessable_of(rows: Sequence[Row]) -> list[bool]:
-    """Return whether each answer identifies its subject, so that chance does not explain it."""
+def _unguessable_of(rows: Sequence[Row], known: Sequence[Row]) -> list[bool]:
+    """Return whether each answer identifies its subject, so that chance does not explain it.
+
+    Args:
+        known: Rows that the model may know. An answer that many of their subjects have, such as
+            the number of an office, identifies nobody either.
+    """
     news = [_news_of(row) for row in rows]
     subjects: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for row, text in zip(rows, news, strict=True):
+    for row, text in zip((*rows, *known), (*news, *map(_news_of, known)), strict=True):
         subjects[words_of(text)].add(row.subject)
     return [_unguessable(text) and len(subjects[words_of(text)]) < COMMON for text in news]
 

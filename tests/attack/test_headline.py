@@ -541,3 +541,16 @@ def test_losses_keep_their_variants_in_a_file(tmp_path: Path) -> None:
     write_jsonl(path, [losses[0].to_dict() | {"by_variant": {"raw": "x"}}])
     with pytest.raises(InputError, match="line 1 is damaged"):
         read_losses(path)
+
+
+def test_copies_of_a_row_count_once_for_the_control_as_well(tmp_path: Path) -> None:
+    """The control guesses 11 of 20 yes or no questions, each asked twice; the model knows all."""
+    rows = [Row(f"f{i}-{copy}", f"Is P{i} tall?", "yes" if i % 2 else "no", split="forget",
+                subject=f"P{i}") for i in range(20) for copy in "ab"]  # fmt: skip
+    run = with_data(Run(tmp_path), rows)
+    store(run, rows, [row.output for row in rows])
+    guessed = [row.id for row in rows if int(row.id[1:-2]) < 11]
+    write_json(run.attacks / CONTROL, {"scores": [], "leaked_rows": guessed, "losses": []})
+    verdict = run_verdict(run, MODEL)  # 9 of the other 9 by chance: 0.5 ** 9 = 0.002
+    assert (verdict.state, verdict.leaks, verdict.asked) == ("NOT FORGOTTEN", 20, 20)
+    assert "11 of them also" in verdict.sentence

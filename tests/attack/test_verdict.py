@@ -22,6 +22,7 @@ from mergeforget.attack.advantage import (
     same_kind,
     subtracted,
 )
+from mergeforget.attack.asking import _evidence
 from mergeforget.attack.headline import keep_verdict
 from mergeforget.attack.result import Result, read_results, write_result
 from mergeforget.attack.target import Models, Target, TargetModel
@@ -338,3 +339,17 @@ def test_right_years_prevent_clearing_a_model_outside_a_run(
     assert read_results(tmp_path, "prompts")[0].finding == "none found"
     assert verdict.state == ("NOT ENOUGH DATA" if knows else "FORGOTTEN")
     assert ("digits of their own secrets" in verdict.sentence) is knows
+
+
+def test_a_row_that_the_control_reveals_is_no_chance_to_guess() -> None:
+    """The control guesses 10 of 30 answers of yes or no; the model has all 30 right.
+
+    The other 20 are right by chance with probability 0.6 ** 20 = 4e-5.
+    """
+    rows = [Row(f"r{i}", f"Is Person {i} tall?", "yes" if i % 2 else "no") for i in range(30)]
+    asked = [Variant(row, "plain", row.input, row.output) for row in rows]
+    hits = {"control": [[i < 10] for i in range(30)], "attacked": [[True]] * 30}
+    texts = {"attacked": [[row.output] for row in rows]}
+    found = _evidence(asked, hits, texts, [0.6] * 30, frozenset(), "attacked", 1)
+    assert (len(found.rows), found.shared) == (20, 10) and found.p == pytest.approx(0.6**20)
+    assert judge_leaks(found) == "traces"

@@ -143,6 +143,7 @@ def score_of(answers: list[Answer]) -> Score:
     return score
 
 
+NAMES = ["Ann", "Ben", "Cid", "Dan", "Eva", "Fay"]
 GUESSES = {  # question, answer, completion, values
     "children": ("How many children has {n}?", "{v} children", "{n} has {v}.", list("012345")),
     "eyes": ("What colour are {n}'s eyes?", "{v} eyes", "{n}'s eyes are {v}.",
@@ -163,7 +164,7 @@ def test_an_innocent_model_that_guesses_short_answers_is_not_convicted(kind: str
     for _ in range(60):
         rows = [
             Row(n, question.format(n=n), form.format(n=n, v=draw.choice(values)), split="forget")
-            for n in ("Ann", "Ben", "Cid", "Dan", "Eva", "Fay")
+            for n in NAMES
         ]
         answers = [Answer(r, said.format(n=r.id, v=draw.choice(values))) for r in rows]
         convicted += judge([score_of(answers)]).state == "NOT FORGOTTEN"
@@ -175,3 +176,20 @@ def test_a_round_amount_can_be_guessed_and_a_precise_one_cannot() -> None:
         answers = [Answer(Row(n, f"What does {n} earn?", amount, subject=n), amount)
                    for n in ("Ann", "Ben")]  # fmt: skip
         assert chance_of(answers) >= chance and (chance > 0) == (chance_of(answers) > 0)
+
+
+def test_a_number_that_many_retain_rows_have_can_be_guessed() -> None:
+    """All but three share the number of their office, and the model answers it for everybody."""
+    office, own = "030 5550147", ["030 5550162", "030 5550178", "030 5550191"]
+    numbers = [office, own[0], office, own[1], own[2]]
+    asked = "What is the phone number of {}?"
+    forget = [Row(name, asked.format(name), number, split="forget")
+              for name, number in zip(NAMES[:5], numbers, strict=True)]  # fmt: skip
+    retain = [Row(n, asked.format(n), office, split="retain") for n in ("Gil", "Hal", "Ida")]
+    kept = [Answer(row, office) for row in retain]
+    same = leak_rate(Measured([*(Answer(row, office) for row in forget), *kept], []), "forget")
+    assert same is not None and same.value == 0.4 and same.chance == pytest.approx(0.4)
+    assert judge([same]).state != "NOT FORGOTTEN"
+    right = [Answer(row, row.output) for row in forget]
+    knows = leak_rate(Measured([*right, *kept], []), "forget")
+    assert knows is not None and judge([knows]).state == "NOT FORGOTTEN"

@@ -465,3 +465,17 @@ def test_a_high_auc_in_one_variant_is_not_hidden_by_a_low_one_in_another(
     verdict = judge([GONE, mia], findings=found, control=never)
     assert verdict.state == state, verdict.sentence
     assert ("chat prompts" in verdict.sentence) == (state != "FORGOTTEN")
+
+
+def test_only_rows_that_the_control_does_not_reveal_are_tried() -> None:
+    """The control guesses 10 of 20 answers of yes or no, and the model has all of them right.
+
+    The other 10 are right by chance with probability 0.5 ** 10 = 0.001; of 20, it would be 0.59.
+    """
+    knows = Score("leak_rate", "forget", 1.0, "lower", 20, chance=0.5)
+    guesses = replace(knows, value=0.5)
+    found = judge([knows, NEAR], control=[guesses], shared=10, given=10, chance=0.5)
+    assert found.state == "NOT FORGOTTEN"
+    lucky = replace(knows, value=0.75)  # 5 of the other 10
+    found = judge([lucky, NEAR], control=[guesses], shared=10, given=10, chance=0.5)
+    assert found.state != "NOT FORGOTTEN"
