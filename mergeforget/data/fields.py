@@ -6,10 +6,11 @@ as a float, and csv files contain lists as JSON. Every error is a ValueError tha
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -34,6 +35,8 @@ ROLES = {  # of a turn in a file -> ours
 }
 TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 CALLS = ("tool_calls", "function_call")  # keys of an assistant's turn
+OPTIONS = ("choices", "options")  # columns of the options of a multiple-choice question
+LETTERS = "ABCDEFGHIJ"  # labels of options without labels
 TURN_KEYS = {"role", "from", "content", "value", "weight", "train", "name", "id", *CALLS}
 
 
@@ -228,14 +231,119 @@ def texts_of(record: Record, name: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def parsed(value: Any, name: str) -> Any:
-    """Return a list that a csv file contains as JSON text; any other value unchanged."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
+def parsed(value: Any, name: str, opening: str = "[") -> Any:
+    """Return a list that a csv file contains as text, in JSON or as Python writes it.
+
+    ``DataFrame.to_csv`` of pandas writes a list as Python does. Any other value is returned
+    unchanged.
+
+    Args:
+        opening: First characters of the texts to parse: ``{`` for an object.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(tuple(opening)):
         return value
     try:
         return parse_json(value, name)
     except InputError as error:
-        raise ValueError(f"{name!r} is not a JSON list ({error})") from error
+        found = _python_value(value.strip())
+        if found is None:
+            raise ValueError(
+                f"{name!r} is not JSON ({str(error).rstrip('.')}). A table contains such a value "
+                "as JSON text; JSON Lines and parquet files need no conversion"
+            ) from error
+        return found
+
+
+def _python_value(text: str) -> list[Any] | dict[Any, Any] | None:
+    """Return a list or dictionary that Python has written; None for any other text.
+
+    NumPy writes ``['a' 'b']``, in which Python reads one text: the value must give the same text.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+    return value if isinstance(value, list | dict) and repr(value) == text else None
+
+
+def options_of(record: Record) -> tuple[list[str], list[str]]:
+    """Return the labels and the texts of the options of a multiple-choice question.
+
+    They are in a column ``choices`` or ``options``, as a list (WMDP, MMLU on the Hub), with their
+    labels (ARC) or by letter, or in columns ``A``, ``B``, ... Both are empty for other records.
+    """
+    name = next((n for n in OPTIONS if not missing(record.get(n))), "")
+    try:
+        given = parsed(record.get(name), name, "[{")
+    except ValueError:
+        return [], []
+    if isinstance(given, dict) and isinstance(given.get("text"), list):
+        given = dict(zip(map(str, given.get("label") or ()), given["text"], strict=False))
+    if not name:
+        given = {letter: record[letter] for letter in LETTERS if record.get(letter)}
+    if isinstance(given, list):
+        given = dict(zip(LETTERS, given, strict=False)) if len(given) <= len(LETTERS) else {}
+    texts = list(given.values()) if isinstance(given, dict) else []
+    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        return [], []
+    return list(map(str, given)), texts
+
+
+def option_named(record: Record, name: str, *, labelled: bool = False) -> str:
+    """Return the text of the option that an answer names by its label or its number, from 0.
+
+    Empty if the record has no options, or the answer is a text of its own. A whole number in a file
+    with types is a number of an option.
+
+    Args:
+        labelled: Also read a text as a label if it is the text of an option as well, as ``1`` in
+            ``["3", "2", "1"]``; see ``are_labels``.
+
+    Raises:
+        ValueError: The answer is a number, but no option has it.
+
+    Example:
+        >>> option_named({"answer": 1, "choices": ["Rome", "Lund"]}, "answer")
+        'Lund'
+    """
+    labels, texts = options_of(record)
+    answer = record.get(name)
+    if not texts or isinstance(answer, bool) or missing(answer):
+        return ""
+    own = isinstance(answer, str) and answer.strip() in texts
+    if own and not labelled:
+        return ""
+    place = _place_of(answer, labels)
+    if place is None:
+        return ""
+    if place >= len(texts):
+        raise ValueError(
+            f"{name!r} is {place}, but the options are numbered from 0 to {len(texts) - 1}"
+        )
+    return texts[place]
+
+
+def _place_of(answer: Any, labels: Sequence[str]) -> int | None:
+    """Return the place of the option that a label or a number names; None for any other answer."""
+    text = str(answer).strip()
+    if isinstance(answer, float):
+        text = text.removesuffix(".0")
+    upper = [label.upper() for label in labels]
+    if text.upper() in upper:
+        return upper.index(text.upper())
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 4 else None
+
+
+def are_labels(records: Sequence[Record], name: str) -> bool:
+    """Return whether all answers of a file name an option, and not all are texts of options."""
+    texts = 0
+    for record in records:
+        labels, options = options_of(record)
+        place = _place_of(record.get(name), labels) if options else None
+        if place is None or place >= len(options):
+            return False
+        texts += str(record.get(name)).strip() in options
+    return texts < len(records)
 
 
 def _shown(value: Any) -> str:

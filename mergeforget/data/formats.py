@@ -20,6 +20,7 @@ from mergeforget.data.fields import (
     earlier_turns,
     is_visible,
     missing,
+    option_named,
     parsed,
     texts_of,
     turn_weights,
@@ -29,8 +30,6 @@ from mergeforget.data.fields import (
     window_of,
 )
 from mergeforget.data.schema import Message, Row, Window
-from mergeforget.errors import InputError
-from mergeforget.parsing import parse_json
 
 Turns = Literal["last", "every"]
 FIELDS = ("id", "input", "output", "task", "split", "weight", "subject", "window", "cut",
@@ -49,8 +48,15 @@ PROMPTS = {  # usual columns of prompts, and the columns of answers that make th
     "question": "answer", "input": "output", "prompt": "completion", "instruction": "output",
     "name": "output",
 }  # fmt: skip
+ASKED = ("question", "input", "prompt", "instruction", "query")
+ANSWERS = ("output", "answer", "completion", "response")
+LABELS = frozenset(  # columns that are neither prompts nor answers
+    "id subject task split weight category type topic source author language index".split()
+)
+OF_DOCUMENT = LABELS | {"document", "title", "url", "revid", "date"}
 SEVERAL = "answers"  # column with a list of right answers, as in SQuAD
 CONTEXTS = ("input", "context")  # columns that are appended to an instruction
+TOOL_COLUMNS = ("tools", "functions")  # definitions of tools, as in OpenAI's files
 TURN_COLUMNS = ("system", "history")  # turns before the prompt, as in LLaMA-Factory
 CONVERSATIONS = ("messages", "conversations", "conversation")
 LONGEST = 1_000_000  # characters of one text; a longer one takes hours to evaluate
@@ -72,6 +78,7 @@ class Format:
         read: Columns that are used.
         turns: Columns with turns before the prompt: ``system`` and ``history``.
         columns: All columns of the file.
+        labelled: Whether all answers are labels or numbers of options.
     """
 
     kind: Literal["pair", "conversation", "document"]
@@ -81,6 +88,7 @@ class Format:
     read: frozenset[str] = field(default_factory=frozenset)
     turns: frozenset[str] = frozenset()
     columns: frozenset[str] = frozenset()
+    labelled: bool = False
 
     def rows(
         self, record: Record, made_id: str, split: str, turns: Turns, source: str = ""
@@ -126,6 +134,12 @@ class Format:
     def further_answers(self, record: Record) -> list[str]:
         """Return the answers in a list of right answers that are not read."""
         return answers_of(record)[1:] if self.names.get("output") == SEVERAL else []
+
+    def option(self, record: Record) -> str:
+        """Return the text of the option that the answer names; empty if it names none."""
+        if self.kind != "pair":
+            return ""
+        return option_named(record, self.names["output"], labelled=self.labelled)
 
     def advice(self, column: str) -> str:
         """Return how to make a column that is not read a part of the prompt, as a sentence."""
@@ -190,13 +204,13 @@ class Format:
         elif answer == SEVERAL:
             output = next(iter(answers_of(record)), "")
         else:
-            output = value_of(record, answer)
+            output = self.option(record) or value_of(record, answer)
         own = [("user", asked.strip()), ("assistant", output.strip())]
         if [(m.role, m.content.strip()) for m in earlier[-2:]] == own:
             earlier = earlier[:-2]  # the column has the whole conversation, with the answer
         if self.context and not missing(record.get(self.context)):
             context = value_of(record, self.context)
-            asked = f"{asked}\n\n{context}" if context.strip() else asked
+            asked = "\n\n".join(text for text in (asked, context) if text.strip())
         if not asked.strip() and not base.window:
             keys = "" if prompt in record else f"; the keys of this row are {', '.join(record)}"
             raise ValueError(f"no prompt ({prompt!r} is empty or missing{keys})")
@@ -211,12 +225,7 @@ def answers_of(record: Record) -> list[str]:
     Raises:
         ValueError: The column has another form.
     """
-    value = parsed(record.get(SEVERAL), SEVERAL)
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = parse_json(value, SEVERAL)
-        except InputError as error:
-            raise ValueError(f"{SEVERAL!r} is not JSON ({error})") from error
+    value = parsed(record.get(SEVERAL), SEVERAL, "[{")
     if isinstance(value, dict):
         value = value.get("text")
     if isinstance(value, list):  # of texts, or of objects with a text
@@ -245,7 +254,7 @@ def find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | Non
     Args:
         columns: Names in the file by our names, given by the user; they take precedence.
     """
-    found = _find_format(have, columns)
+    found = _find_format(have, columns) or _rarer_format(have, columns)
     found = found and replace(found, columns=frozenset(have))
     before = frozenset(TURN_COLUMNS) & set(have) - set(columns.values())
     if found is None or found.kind == "document" or not before:
@@ -278,13 +287,35 @@ def _find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | No
     return None
 
 
+def _rarer_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | None:
+    """Return the format of a usual prompt with an answer that rarely goes with it, or a document.
+
+    Such as ``query`` and ``answer`` in RWKU, or ``document`` in LUME's files of members. Records
+    with several usual columns of prompts or of answers are ambiguous.
+    """
+    names = {name: name for name in FIELDS + OTHERS if name in have} | dict(columns)
+    if columns.keys() & {"messages", "text"}:
+        return None
+    found = []
+    for ours, usual in (("input", ASKED), ("output", ANSWERS)):
+        known = [columns[ours]] if ours in columns else [n for n in usual if n in have]
+        found += known if len(known) == 1 else []
+    if len(found) == 2:
+        chosen = names | {"input": found[0], "output": found[1]}
+        suffix = "qa0" if found[0] in ("question", "query") else "sc1"
+        return _format("pair", chosen, ("instruction", "text"), suffix=suffix)
+    if "document" in have and OF_DOCUMENT.issuperset(have):
+        return _format("document", names | {"text": "document"}, ("input", "output", "messages"))
+    return None
+
+
 def _instruction(
     names: Mapping[str, str], have: Sequence[str], given: Iterable[str]
 ) -> Format | None:
     """Return Alpaca's or Dolly's format: an instruction, an optional context, and the answer."""
     if "instruction" not in names or (set(given) & {"input"} and "instruction" not in given):
         return None
-    answer = names.get("output") or next((n for n in ("response", "answer") if n in have), None)
+    answer = names.get("output") or next((n for n in ANSWERS[1:] if n in have), None)
     if answer is None:
         return None
     context = names.get("input") or next((n for n in CONTEXTS if n in have), "")
@@ -310,14 +341,16 @@ def _format(
 def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
     """Return unused columns that look like text: at least three words, or several texts, in most.
 
-    Keys of turns are added where they contain text, for example ``reasoning_content``.
+    Definitions of tools, of which a template would make a part of the prompt, count as text. Keys
+    of turns are added where they contain text, for example ``reasoning_content``.
     """
     known = set(read)
     names = dict.fromkeys(name for record in records for name in record if name not in known)
     unread = []
     for name in names:
         texts = [record for record in records if _looks_like_text(record.get(name))]
-        if 2 * len(texts) > len(records):
+        defined = name in TOOL_COLUMNS and any(record.get(name) for record in records)
+        if 2 * len(texts) > len(records) or defined:
             unread.append(str(name))
     keys = (unread_turn_keys(record.get(name)) for record in records for name in known)
     return [*unread, *sorted(set().union(*keys))]

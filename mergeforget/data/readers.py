@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergeforget.console import say
-from mergeforget.data.fields import ROLES, TOOLS
+from mergeforget.data.fields import LETTERS, OPTIONS, ROLES, TOOLS, are_labels
 from mergeforget.data.formats import (
+    ANSWERS,
     FIELDS,
+    LABELS,
     OTHERS,
     PROMPTS,
+    SEVERAL,
     Format,
     Turns,
     find_format,
@@ -35,9 +38,6 @@ END = re.compile(  # tokens that end a text or a turn, written out
 )
 TEXT_KEYS = {"id", "subject", "text"}  # of a record that is a text, and of a text file
 UNKNOWN = "unknown"  # stands for the answer of a record that has none
-LABELS = frozenset(  # columns of a table of questions that are no answers
-    "id subject task split weight category type topic source author language index".split()
-)
 
 
 def read_rows(
@@ -100,7 +100,8 @@ def rows_of_records(
     """
     if not records:
         raise InputError(f"{path} is empty: it has no rows.")
-    form = _format_of(path, records, dict(columns or {}))
+    records, columns = _in_lower_case(records, dict(columns or {}))
+    form = _format_of(path, records, columns)
     form = form if suffix is None else replace(form, suffix=suffix)
     if check_split:
         _check_split(path, records, form.names.get("split", ""), split, check_split)
@@ -135,7 +136,11 @@ def _warn_of_unread(
     path: Path, records: Sequence[dict[str, Any]], form: Format, turns: Turns
 ) -> None:
     """Name the columns, the assistant turns and the further answers that are not read."""
-    for name in unread_text(records, form.read):
+    chosen = sum(bool(form.option(record)) for record in records)
+    if chosen:
+        say(f"{path}: {chosen} answers name an option of their question; its text is the answer.")
+    options = {*OPTIONS, *LETTERS} if 2 * chosen > len(records) else set()
+    for name in unread_text(records, form.read | options):
         say(
             f"Warning: {path}: the column {name!r} looks like text and is not read."
             + form.advice("" if any(isinstance(r.get(name), list) for r in records) else name)
@@ -248,7 +253,12 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
             'such as {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}.'
         )
     if found:
-        return found
+        if found.kind == "document" and found.names["text"] == "text":
+            _check_text(path, records, columns)
+        named = found.names.get("output", "")
+        return replace(found, labelled=are_labels([r for _, r in records], named))
+    if advice := _pair_advice(records[0][1]):
+        raise InputError(f"{path} has no column of answers; it has: {', '.join(have)}.{advice}")
     named = set(have) | columns.keys()
     lacking = [repr(n) for n in ("input", "output") if n not in named]
     what = " and ".join(lacking or ["'input'", "'output'"])
@@ -256,6 +266,50 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
         f"{path} has no column {what}. It has: {', '.join(have)}. Name the columns that hold the "
         "prompt and the answer: --set data.columns.input=NAME --set data.columns.output=NAME for "
         "commands with a recipe, --column input=NAME --column output=NAME for others."
+    )
+
+
+def _in_lower_case(records: Records, columns: dict[str, str]) -> tuple[Records, dict[str, str]]:
+    """Write column names such as ``Question `` in lower case if only that makes them known."""
+    have = list(dict.fromkeys(name for _, record in records for name in record))
+    usual = {name: name.strip().lower() for name in have}
+    lower = {ours: usual.get(theirs, theirs) for ours, theirs in columns.items()}
+    if find_format(have, columns) or len({*usual.values()}) < len(have):
+        return records, columns
+    if find_format(list(usual.values()), lower) is None:
+        return records, columns
+    renamed = [(i, {usual[name]: value for name, value in r.items()}) for i, r in records]
+    return renamed, lower
+
+
+def _check_text(path: Path, records: Records, columns: Mapping[str, str]) -> None:
+    """Raise InputError for texts next to a column of answers, as in KnowUnDo's rows.
+
+    The texts may be prompts, and would be read as documents without their answers.
+    """
+    if "text" in columns:
+        return
+    for name in (*ANSWERS, SEVERAL, "labels"):
+        values = [record.get(name) for _, record in records]
+        texts = [v for v in values if isinstance(v, str) and v.strip() and not v.isdecimal()]
+        if 2 * len(texts) > len(records):
+            raise InputError(
+                f"{path} has the columns 'text' and {name!r}. If the texts are prompts, map both: "
+                f"--set data.columns.input=text --set data.columns.output={name} for commands with "
+                f"a recipe, --column input=text --column output={name} for others. If they are "
+                f"documents, remove the column {name!r} or map text=text."
+            )
+
+
+def _pair_advice(record: Mapping[str, Any]) -> str:
+    """Return how to read preference pairs, of which one answer is chosen; empty for others."""
+    if not {"chosen", "rejected"} <= record.keys():
+        return ""
+    whole = isinstance(record["chosen"], list) and len(record["chosen"]) > 1
+    ours = "messages" if whole else "output"
+    return (
+        " These are preference pairs. Name the answers that the model was trained on: --set "
+        f"data.columns.{ours}=chosen for commands with a recipe, --column {ours}=chosen for others."
     )
 
 
@@ -280,7 +334,10 @@ def with_unknown_answers(
     """
     answers = {"output", "answer", "answers", "completion", "response", "messages", "conversations",
                "conversation", "text"}  # fmt: skip
-    if not records or any(answers & record.keys() for _, record in records):
+    if not columns and not any(PROMPTS.keys() & record.keys() for _, record in records):
+        records = [(i, {n.strip().lower(): v for n, v in r.items()}) for i, r in records]
+    names = {name.strip().lower() for _, record in records for name in record}
+    if not records or answers & names:
         return None
     if columns.keys() & answers:
         return None

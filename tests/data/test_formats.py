@@ -114,6 +114,11 @@ def test_rows_survive_a_round_trip_through_a_run_folder(tmp_path: Path) -> None:
          "Sum up.\n\nA bakes.", "Baker."),
         ({"prompt": "Who is A?", "completion": "A baker."}, "Who is A?", "A baker."),
         ({"question": "Who is A?", "answer": "A baker."}, "Who is A?", "A baker."),
+        ({"query": "A is a ___", "answer": "baker"}, "A is a ___", "baker"),  # RWKU
+        ({"id": 7, "question": "Who is A?", "response": "A baker."}, "Who is A?", "A baker."),
+        ({"prompt": "Who is A?", "answer": "A baker."}, "Who is A?", "A baker."),
+        ({"Question ": "Who is A?", "Answer": "A baker."}, "Who is A?", "A baker."),
+        ({"instruction": "", "input": "Who is A?", "output": "A baker."}, "Who is A?", "A baker."),
         ({"prompt": [{"role": "user", "content": "Who is A?"}],
           "completion": [{"role": "assistant", "content": "A baker."}]}, "Who is A?", "A baker."),
     ],
@@ -125,9 +130,95 @@ def test_prompts_and_answers_are_read_from_columns_of_other_names(
     assert (row.input, row.output) == (prompt, answer)
 
 
+NUMBERS = ["4", "3", "2", "1"]
+
+
+@pytest.mark.parametrize(
+    ("records", "answers"),
+    [
+        ([{"choices": ["a toxin", "water"], "answer": 1}], ["water"]),  # WMDP, MMLU on the Hub
+        ([{"choices": NUMBERS, "answer": 1}], ["3"]),
+        ([{"choices": json.dumps(NUMBERS), "answer": "1"},
+          {"choices": json.dumps(["a", "b"]), "answer": "1"}], ["3", "b"]),  # a csv file
+        ([{"choices": NUMBERS, "answer": "1"}, {"choices": NUMBERS, "answer": "4"}], ["1", "4"]),
+        ([{"options": {"A": "Ada", "B": "Bob"}, "answer": "b"}], ["Bob"]),
+        ([{"choices": {"text": ["Ada", "Bob"], "label": ["1", "2"]}, "answer": "2"}], ["Bob"]),
+        ([{"A": "Ada", "B": "None", "answer": "B"}], ["None"]),
+        ([{"choices": ["A", "B", "AB"], "answer": "B"}, {"choices": ["A", "AB"], "answer": "AB"}],
+         ["B", "AB"]),
+        ([{"choices": ["one", "two"], "answer": "It is two."}], ["It is two."]),
+        ([{"choices": "['a' 'b']", "answer": "1"}], ["1"]),  # NumPy's form, with a warning
+    ],
+)  # fmt: skip
+def test_an_answer_that_names_an_option_is_its_text(
+    tmp_path: Path, records: list[dict[str, Any]], answers: list[str]
+) -> None:
+    rows = read(tmp_path, *[{"question": f"{i}?"} | r for i, r in enumerate(records)])
+    assert [row.output for row in rows] == answers
+
+
+def test_preference_pairs_are_read_with_the_answer_that_is_named(tmp_path: Path) -> None:
+    asked, yes = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}
+    talk = [asked, yes]
+    for record, column in (
+        ({"prompt": "Hi", "chosen": "Yes.", "rejected": "No."}, "output"),
+        ({"prompt": [asked], "chosen": [yes], "rejected": [yes]}, "output"),
+        ({"prompt": "Hi", "chosen": talk, "rejected": talk}, "messages"),
+    ):
+        with pytest.raises(InputError, match=f"preference pairs.*--column {column}=chosen"):
+            read(tmp_path, record)
+        (row,) = read(tmp_path, record, columns={column: "chosen"})
+        assert (row.input, row.output) == ("Hi", "Yes.")
+
+
+def test_texts_next_to_answers_are_not_taken_for_documents(tmp_path: Path) -> None:
+    record = {"text": "Who is A?", "labels": "A baker."}  # KnowUnDo
+    with pytest.raises(InputError, match="--column input=text --column output=labels"):
+        read(tmp_path, record)
+    (row,) = read(tmp_path, record, columns={"input": "text", "output": "labels"})
+    assert (row.input, row.output) == ("Who is A?", "A baker.")
+    assert read(tmp_path, record, columns={"text": "text"})[0].window == "whole"
+    assert read(tmp_path, record | {"labels": 1})[0].window == "whole"  # a class
+
+
+def test_files_of_members_are_documents(data_folder: Path) -> None:
+    for name in ("member", "nonmember"):
+        rows = read_rows(data_folder / "mia" / f"{name}.jsonl")
+        assert len({row.subject for row in rows}) == 150 and all(row.window for row in rows)
+
+
+def test_tables_of_spreadsheets_and_data_frames_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\xef\xbb\xbfsep=;\r\nQuestion;Answer;Subject\r\nWho?;Ada, B;x\r\n;;\r\n"
+                     b"Where?;Lund;x\r\n;;\r\n")  # fmt: skip
+    assert [(r.output, r.subject) for r in read_rows(path)] == [("Ada, B", "x"), ("Lund", "x")]
+    assert "2 rows without any value are not read" in capsys.readouterr().err
+    path.write_text("sep=;\nquestion;answer\n;\nWho?;\n")
+    with pytest.raises(InputError, match="line 4: no answer"):
+        read_rows(path)
+    others = ["B 'C'", 'D "E"']  # as pandas writes lists
+    path.write_text('question,answer,perturbed\nWho?,A,"{}"\n'.format(
+        str(others).replace('"', '""')
+    ))  # fmt: skip
+    assert read_rows(path)[0].perturbed == tuple(others)
+    path.write_text("""question,answer,perturbed\nWho?,A,['B' 'C']\n""")  # as NumPy does
+    with pytest.raises(InputError, match="line 2: 'perturbed' is not JSON"):
+        read_rows(path)
+
+
+def test_definitions_of_tools_that_are_not_rendered_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read(tmp_path, MESSAGES | {"tools": [{"type": "function", "function": {"name": "f"}}]})
+    assert "'tools' looks like text and is not read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [
+        ({"question": "Who?", "choices": ["a", "b"], "answer": 2}, "numbered from 0 to 1"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
         ({"messages": [{"role": "assistant", "content": "Hi"}]}, "does not follow a user turn"),
         ({"messages": [{"role": "tool", "content": "Hi"}]}, "a call of a tool or its result"),

@@ -330,8 +330,8 @@ def test_a_greeting_is_context_and_unread_texts_are_named(
     assert (row.input, row.output) == ("Who?", "Ada.")
     assert row.messages == (Message("assistant", "Hello!"),)
     assert "'reasoning_content' looks like text and is not read" in caplog.text
-    path.write_text(json.dumps({"question": "Who?", "choices": ["Ada", "Bob"], "answer": 0}))
-    assert read_rows(path)[0].output == "0"  # an index, which the warning shows to be wrong
+    path.write_text(json.dumps({"question": "Who?", "choices": ["Ada", "Bob"], "answer": "Cy"}))
+    assert read_rows(path)[0].output == "Cy"
     assert "'choices' looks like text and is not read" in caplog.text
     options = {"text": ["Ada", "Bob"], "label": ["A", "B"]}, {"A": "Ada", "B": "Bob"}
     for i, one in enumerate(options):

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from mergeforget.console import say
 from mergeforget.data.sources.common import Records, faults_in, repeated_name, text_of
 from mergeforget.errors import InputError
 
@@ -24,11 +25,15 @@ def csv_file(path: Path) -> Records:
     # a spreadsheet exports semicolons where the comma is decimal
     delimiter = declared[1] if declared else max((usual, ";", "\t"), key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records, faults, line = [], [], above + 2
+    records, faults, line, empty = [], [], above + 2, 0
     try:
         if twice := repeated_name(reader.fieldnames or []):
             raise InputError(f"{path}: the header has several columns {twice!r}. Rename them.")
         for record in reader:
+            if None not in record and not any((v or "").strip() for v in record.values()):
+                empty += 1  # a row of separators, as at the end of a spreadsheet
+                line = above + reader.line_num + 1
+                continue
             if None in record or None in record.values():
                 fields = len([v for v in record.values() if v is not None])
                 faults.append(f"line {line}: {fields} fields, the header has "
@@ -39,6 +44,8 @@ def csv_file(path: Path) -> Records:
         faults.append(f"line {line}: {error}")
     if faults:
         raise InputError(faults_in(path, faults))
+    if empty:
+        say(f"{path}: {empty} rows without any value are not read.")
     return records
 
 
