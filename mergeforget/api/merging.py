@@ -133,12 +133,17 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
         InputError: ``out`` contains files that no merge wrote, or the base lacks a module.
     """
     from mergeforget.api.merge_request import prepare
+    from mergeforget.errors import InputError
     from mergeforget.merge.checkpoint.full import fold_adapters
     from mergeforget.model_files import locate
 
     request = prepare(source, options, full=True)
     base = options["base"]
     base_name = str(base or request.base)
+    if not base_name:  # PEFT writes "" or null for a base that was built in memory
+        raise InputError(
+            f"{request.adapters[0].name} does not name its base model. Name it with --base."
+        )
     request.check_out(Path(out), [base_name])
     how = replace(request.settings, same_base=request.settings.same_base or base is not None)
     output = _output(options)

@@ -255,8 +255,8 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
     if found:
         if found.kind == "document" and found.names["text"] == "text":
             _check_text(path, records, columns)
-        named = found.names.get("output", "")
-        return replace(found, labelled=are_labels([r for _, r in records], named))
+        answer = found.names.get("output", "")
+        return replace(found, labelled=are_labels([r for _, r in records], answer))
     if advice := _pair_advice(records[0][1]):
         raise InputError(f"{path} has no column of answers; it has: {', '.join(have)}.{advice}")
     named = set(have) | columns.keys()
@@ -336,8 +336,8 @@ def with_unknown_answers(
                "conversation", "text"}  # fmt: skip
     if not columns and not any(PROMPTS.keys() & record.keys() for _, record in records):
         records = [(i, {n.strip().lower(): v for n, v in r.items()}) for i, r in records]
-    names = {name.strip().lower() for _, record in records for name in record}
-    if not records or answers & names:
+    have = {name.strip().lower() for _, record in records for name in record}
+    if not records or answers & have:
         return None
     if columns.keys() & answers:
         return None

@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import mergeforget as mf
 import mergeforget.merge.checkpoint.full as full
 import mergeforget.merge.checkpoint.writer as writer
 from mergeforget.adapter import read_adapter
@@ -362,3 +363,12 @@ def test_a_sum_that_overflows_is_refused(
         with pytest.raises(NumericError, match="overflows"):
             merge_models([one, two], None, Candidate("linear", space="delta"), folder / "out")
         assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("base", ["", None])
+def test_adapters_that_name_no_base_need_one(
+    base: str | None, write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = write_lora("a", base_model_name_or_path=base)  # of a model that was built in memory
+    with pytest.raises(InputError, match="a does not name its base model. Name it with --base"):
+        mf.merge_full([adapter], tmp_path / "out")
