@@ -314,7 +314,7 @@ def _membership(
             f"Forget documents can be distinguished from unseen ones, but {why} ({figures})."
         )
     elif high > top:
-        more = more_people(area, (low, high))
+        more = more_people(area, (low, high), top)
         people = (
             f" About {more} more people are needed." if more is not None
             else f" The AUC is so close to {top} that {MOST} more people would not decide it."
@@ -336,7 +336,7 @@ def _membership(
     if over:
         notes.uncertain.append(f"The forget set is identifiable by its high loss ({figures}).")
     elif low < 0.5 - MARGIN:
-        more = more or more_people(area, (low, high))
+        more = more or more_people(area, (low, high), 0.5 - MARGIN)
         notes.uncertain.append(f"Over-forgetting cannot be excluded ({figures}).")
     return over, more
 

@@ -141,18 +141,20 @@ def auc_interval(score: Score) -> tuple[float, float]:
     return max(0.0, score.value - reach), min(1.0, score.value + reach)
 
 
-def more_people(score: Score, interval: tuple[float, float]) -> int | None:
+def more_people(score: Score, interval: tuple[float, float], bound: float) -> int | None:
     """Return the approximate number of additional people that decide the AUC; None above ``MOST``.
 
     The width of an interval decreases with the square root of the number of people.
+
+    Args:
+        bound: AUC that the interval must no longer contain, ``0.5 + MARGIN`` or ``0.5 - MARGIN``.
     """
-    distance = abs(score.value - 0.5)
     reach = max(interval[1] - score.value, score.value - interval[0])
-    wanted = abs(MARGIN - distance)
+    wanted = abs(bound - score.value)
     people = score.subjects or score.n
     if wanted < 1e-9 or not people:
         return None
-    needed = math.ceil(people * (reach / wanted) ** 2) - people
+    needed = math.ceil(people * (reach / wanted) ** 2 - 1e-6) - people  # 0.7 - 0.6 < 0.1
     return max(1, needed) if needed <= MOST else None
 
 

@@ -60,6 +60,12 @@ def test_the_number_of_people_needed_follows_from_the_interval_width() -> None:
     border = replace(score, value=0.5 + MARGIN, interval=(0.5, 0.85))
     close = judge([GONE, border])
     assert close.more_people is None and "1000 more people would not decide it" in close.sentence
+    # estimate 0.32, reach 0.42, wanted 0.38 to 0.7: ceil(6 * (0.42 / 0.38)^2) - 6 = 2 more
+    below = replace(score, value=0.32, interval=(0.08, 0.74), subjects=6)
+    assert judge([GONE, below]).more_people == 2
+    # wanted 0.4 - 0.3 where only over-forgetting is open: ceil(22 * (0.15 / 0.1)^2) - 22 = 28
+    low = replace(score, value=0.4, interval=(0.25, 0.55))
+    assert judge([GONE, low]).more_people == 28
 
 
 def test_leaks_convict_unless_chance_or_a_control_explains_them() -> None:
