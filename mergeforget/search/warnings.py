@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mergeforget.evaluate.verdict import judge
+from mergeforget.evaluate.verdict_figures import MARGIN, auc_interval
 from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, compared_auc, known_score, known_share
 from mergeforget.search.split import PARTS
@@ -176,6 +177,14 @@ def _below(
 
 
 NEAR = 0.05  # an AUC closer to 0.5 is on neither side
+MORE = (
+    "To make over forget more, raise pair.over.learning_rate or pair.over.epochs with --set, or, "
+    "if the recipe has pair.over.until (as level has), lower pair.over.until.auc_at_most."
+)
+LESS = (
+    "To make under forget less, lower pair.under.learning_rate or pair.under.epochs with --set, "
+    "or, if the recipe has pair.under.until (as level has), raise pair.under.until.auc_at_least."
+)
 
 
 def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
@@ -184,17 +193,31 @@ def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
     Uses the selection split; None where they are not, or where there are no non-members.
     """
     aucs = [compared_auc(scores, "choose") for scores in (over, under)]
-    values = [score.value for score in aucs if score is not None]
+    known = [score for score in aucs if score is not None]
+    values = [score.value for score in known]
     if len(values) < 2 or min(values) <= 0.5 + NEAR and max(values) >= 0.5 - NEAR:
         return None
-    figures = f"(MIA AUC {values[0]:.3f} and {values[1]:.3f}; chance is 0.5)"
-    if min(values) > 0.5:
-        return (
-            f"Over and under both still know the forget set {figures}: no merge of the two is "
-            "balanced. Make over forget more: raise pair.over.learning_rate or pair.over.epochs "
-            "with --set."
-        )
-    return (
-        f"The forget set is identifiable by its high loss under both over and under {figures}. "
-        "Make under forget less: lower pair.under.learning_rate or pair.under.epochs with --set."
+    relative = any(score.metric == "mia_auc_level" for score in known)
+    figures = (
+        f"(MIA AUC{' relative to the twins' if relative else ''} on the selection split: over "
+        f"{values[0]:.3f}, under {values[1]:.3f}; chance is 0.5)"
     )
+    above = min(values) > 0.5
+    nearer = min(known, key=lambda score: abs(score.value - 0.5))
+    low, high = auc_interval(nearer)
+    if low <= 0.5 <= high and abs(nearer.value - 0.5) < MARGIN:
+        said = (
+            f"Over and under are both {'above' if above else 'below'} an AUC of 0.5 {figures}. The "
+            f"95 % interval of the nearer one, {low:.2f} to {high:.2f}, contains 0.5, so a merge "
+            "may still be balanced."
+        )
+    elif above:
+        said = (
+            f"Over and under both still know the forget set {figures}: no merge of the two is "
+            "balanced."
+        )
+    else:
+        said = (
+            f"The forget set is identifiable by its high loss under both over and under {figures}."
+        )
+    return f"{said} {MORE if above else LESS}"

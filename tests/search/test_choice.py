@@ -51,8 +51,25 @@ def test_the_auc_nearest_to_chance_is_chosen_on_the_selection_split() -> None:
 @pytest.mark.parametrize(
     "over, under, said",
     [
-        (0.97, 1.0, "both still know the forget set .MIA AUC 0.970 and 1.000.*pair.over.learning"),
-        (0.1, 0.4, "identifiable by its high loss under both.*lower pair.under.learning_rate"),
+        (
+            0.97,
+            1.0,
+            "both still know the forget set .MIA AUC on the selection split: over 0.970, "
+            "under 1.000.*pair.over.learning.*lower pair.over.until.auc_at_most",
+        ),
+        (
+            0.1,
+            0.2,
+            "identifiable by its high loss under both.*lower pair.under.learning_rate.*"
+            "raise pair.under.until.auc_at_least",
+        ),
+        (
+            0.57,
+            0.9,
+            "both above an AUC of 0.5 .*The 95 % interval of the nearer one, 0.44 to 0.70, "
+            "contains 0.5, so a merge may still be balanced.*lower pair.over.until.auc_at_most",
+        ),
+        (0.1, 0.43, "both below an AUC of 0.5 .*contains 0.5.*raise pair.under"),
         (0.53, 0.9, None),
         (0.1, 0.47, None),
     ],
@@ -63,6 +80,14 @@ def test_warns_if_the_pair_is_on_one_side_of_chance(
     ends = [scores(auc, auc, 0.5, 0.9) for auc in (over, under)]
     warning = choose(CANDIDATES, Anchors(ANCHORS.base, *ends), parse_objective("mia")).warning
     assert (warning is None) if said is None else re.search(said, warning or "")
+
+
+def test_an_auc_relative_to_the_twins_is_named_so() -> None:
+    over, under = scores(0.5, 0.5, 0, 1), scores(0.6, 0.6, 0, 1)
+    level = [replace(one[0], metric="mia_auc_level", value=0.9) for one in (over, under)]
+    ends = [[*one, more] for one, more in zip((over, under), level, strict=True)]
+    warning = choose(CANDIDATES, Anchors(ANCHORS.base, *ends), parse_objective("mia")).warning
+    assert "MIA AUC relative to the twins on the selection split: over 0.900" in (warning or "")
 
 
 def test_the_sentence_contains_the_scores() -> None:
