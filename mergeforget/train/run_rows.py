@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mergeforget.search.split import group, load_data
 from mergeforget.train.tokenize import check_replaceable, check_weights
 from mergeforget.train_config import Training
 
+SHOWN = 5  # differences between two recipes that a message names
 TWINS = 3  # held twins of each forget row
 
 
@@ -68,15 +70,7 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
 
 def _read_and_save(recipe: Recipe, run: Run, resume: bool) -> Sets:
     if resume and run.recipe.exists():
-        trust: dict[str, dict[str, Any]] = {  # applies to this call only
-            "model": {"trust_remote_code": recipe.model.trust_remote_code},
-            "evaluation": {"lm_eval_folder": recipe.evaluation.lm_eval_folder},
-        }
-        if change(load_recipe(run.recipe), **trust) != recipe:
-            raise RecipeError(
-                f"{run.root} was started with another recipe or other options. Resume with the "
-                "same ones, or start a new run with another --out."
-            )
+        _check_same_recipe(recipe, run)
         _check_same_base(recipe, run)
         return read_sets(run)
     sets = add_twins(read_data(recipe.data), recipe)
@@ -94,6 +88,52 @@ def _read_and_save(recipe: Recipe, run: Run, resume: bool) -> Sets:
     )
     save_recipe(recipe, run.recipe)
     return sets
+
+
+def _check_same_recipe(recipe: Recipe, run: Run) -> None:
+    """Raise RecipeError if a run was started with another recipe; name the keys that differ.
+
+    Files and models may have another path, as in another working directory or in a run folder that
+    was moved, if their content is the same. The run then refers to the new paths.
+    """
+    stored = load_recipe(run.recipe)
+    trust: dict[str, dict[str, Any]] = {  # applies to this call only
+        "model": {"trust_remote_code": recipe.model.trust_remote_code},
+        "evaluation": {"lm_eval_folder": recipe.evaluation.lm_eval_folder},
+    }
+    if change(stored, **trust) == recipe:
+        return
+    facts = run.read_manifest()["stages"].get("data", {})
+    for name in ("forget", "retain", "holdout"):
+        now, before = getattr(recipe.data, name), getattr(stored.data, name)
+        if now and before and now != before:
+            known = (facts.get("files") or {}).get(name) or {}
+            if known.get("sha256") and known["sha256"] == _file_facts(now).get("sha256"):
+                stored = change(stored, data={name: now})
+    if recipe.model.name != stored.model.name and (known := facts.get("base_content")):
+        if known == base_content(recipe):
+            stored = change(stored, model={"name": recipe.model.name})
+    stored = change(stored, **trust)
+    if stored != recipe:
+        was, now = (dict(_keys_of(one.model_dump(mode="json"))) for one in (stored, recipe))
+        keys = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+        changed = "; ".join(
+            f"{key} was {was.get(key)}, now {now.get(key)}" for key in keys[:SHOWN]
+        ) + (f"; and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+        raise RecipeError(
+            f"{run.root} was started with another recipe or other options: {changed}. Resume with "
+            "the same ones, or start a new run with another --out."
+        )
+    save_recipe(recipe, run.recipe)
+
+
+def _keys_of(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of nested settings, joined by dots, with their values."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _keys_of(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def read_sets(run: Run) -> Sets:

@@ -202,6 +202,25 @@ def test_a_run_folder_is_not_overwritten_and_has_one_writer(
         command(tiny_folder, people, tmp_path / "run", "--resume", "--set", "pair.over.epochs=3")
     )
     assert other.exit_code == 3 and "another recipe" in other.output
+    assert "pair.over.epochs was 2, now 3" in other.output
+
+
+def test_a_run_resumes_with_other_paths_of_the_same_files_and_model(
+    tiny_folder: Path, people: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(command(tiny_folder, people, tmp_path / "run")).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "run").rename(tmp_path / "elsewhere" / "moved")
+    moved = {split: Path("..") / path.name for split, path in people.items()}
+    done = run(command(Path("../model"), moved, Path("moved"), "--resume"))
+    assert done.exit_code == 0, done.output
+    assert Run(Path("moved")).base() == "../model"
+    (tmp_path / "retain.jsonl").write_text((tmp_path / "retain.jsonl").read_text() + "\n")
+    moved["retain"] = Path("../elsewhere/../retain.jsonl")
+    other = run(command(Path("../model"), moved, Path("moved"), "--resume"))
+    assert other.exit_code == 3 and "data.retain was ../retain.jsonl, now" in other.output
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
