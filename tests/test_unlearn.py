@@ -32,6 +32,7 @@ from mergeforget.api.sequence_merge import joined
 from mergeforget.api.unlearn import Unlearned, _is_attacked, unlearn
 from mergeforget.api.unlearn_request import (
     _repeated_twins,
+    differences,
     request_of,
     run_of,
     trained,
@@ -125,12 +126,77 @@ def test_a_merge_that_was_chosen_later_is_attacked_and_reported(
     write_json(path, stored | {"results": results[1:]})
 
 
+def test_report_and_card_are_written_again_if_the_evidence_changed(
+    result: Unlearned, knowing: dict[str, Path]
+) -> None:
+    """An attack between two calls, or a kill before the report, changes the verdict's reasons."""
+    run = result.run.paths
+    card = run.root / "export" / f"{result.chosen}-adapter" / "README.md"
+    whole = Path(result.export(full=True)) / "README.md"
+    notes = read_json(run.root / "notes.json")
+    assert "not measured" not in card.read_text() + whole.read_text()
+    written = run.report.stat().st_mtime_ns, card.stat().st_mtime_ns
+    call(knowing, run.root, attacks=["quantise"])
+    assert (run.report.stat().st_mtime_ns, card.stat().st_mtime_ns) == written
+    write_json(run.root / "notes.json", notes | {"membership": "not measurable"})
+    again = call(knowing, run.root, attacks=["quantise"])
+    assert "Membership was not measured" in again.paragraph
+    for path in (card, whole, run.report):
+        assert "Membership was not measured" in path.read_text()
+    stated = read_json(run.attacks / "verdict.json")[result.chosen]["sentence"]
+    assert stated in again.paragraph
+    write_json(run.root / "notes.json", notes)
+    call(knowing, run.root, attacks=["quantise"])
+    assert "not measured" not in card.read_text()
+    shutil.rmtree(whole.parent)
+
+
 def test_another_request_does_not_overwrite_a_run(
     result: Unlearned, knowing: dict[str, Path], tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "other.jsonl", read_jsonl(knowing["forget"])[:3])
     with pytest.raises(InputError, match="another request"):
         call(knowing, result.run.root, forget=tmp_path / "other.jsonl")
+
+
+def test_what_differs_from_the_stored_request_is_named(
+    result: Unlearned, knowing: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = result.run.root
+    for options, said in (
+        ({"settings": [*SMALL[:-1], "search.weights=[[1, 0]]"]},
+         "--set search.weights was [[0.5, 0.5]], now [[1, 0]]"),
+        ({"settings": SMALL[1:]}, "--set pair.over.lora.r was 4, now not given"),
+        ({"memorise": True}, "--memorise was not given, now given"),
+        ({"holdout": None}, "the rows of --holdout differ"),
+        ({"recipe": "zjuklab"}, "--recipe was level, now zjuklab"),
+    ):  # fmt: skip
+        sources = {n: knowing[n] for n in ("forget", "retain", "holdout")}
+        with pytest.raises(InputError, match=re.escape(said)):
+            unlearn(knowing["model"], out=run, **({"settings": SMALL} | sources | options))
+    stored = read_json(run / "request.json")
+    assert differences(stored, stored | {"settings": stored["settings"][::-1]}) == []
+    monkeypatch.chdir(knowing["model"].parent)  # the same folder by another path
+    assert differences(stored, stored | {"model": "model"}) == []
+
+
+def test_two_calls_on_a_new_folder_do_not_mix_their_rows(
+    knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    with run.lock(), pytest.raises(ResourceError, match="is in use"):
+        call(knowing, run.root)
+    assert not (run.root / "request.json").exists()
+
+    def checked(*arguments: Any) -> Run:  # another call begins after this one has looked
+        found = run_of(*arguments)
+        write_json(run.root / "request.json", {"model": "another"})
+        return found
+
+    monkeypatch.setattr("mergeforget.api.unlearn.run_of", checked)
+    with pytest.raises(InputError, match="--memorise was not given|MODEL was another"):
+        call(knowing, run.root)
+    assert read_json(run.root / "request.json") == {"model": "another"}  # it is not withdrawn
 
 
 def test_a_wrong_request_is_refused_before_the_training_and_can_be_corrected(
@@ -395,7 +461,7 @@ def test_existing_adapters_are_sides_of_the_pair(
 def test_an_existing_adapter_is_part_of_the_request(
     result: Unlearned, knowing: dict[str, Path]
 ) -> None:
-    with pytest.raises(InputError, match="another request .over differ"):
+    with pytest.raises(InputError, match="the weights of --over differ"):
         call(knowing, result.run.paths.root, attacks=[], over=result.run.paths.under)
 
 
@@ -457,7 +523,7 @@ def test_a_replaced_adapter_or_another_earlier_choice_is_another_request(
         run_of(run.root, "forget.jsonl", facts)
         save_adapter(changed, seed=2)
         facts["start"] = start_of(**source)
-        with pytest.raises(InputError, match="the weights of adapter or after differ"):
+        with pytest.raises(InputError, match="the weights of --adapter or --after differ"):
             run_of(run.root, "forget.jsonl", facts)
 
 
@@ -643,7 +709,7 @@ def test_the_paragraph_states_the_verdict_the_damage_and_earlier_requests() -> N
     known = {"runs/a": EarlierAnswers(0.0, 8)}
     text = paragraph_of(judge(near(), findings=CLEARED), table(0.0, 0.5), known)
     assert text.startswith("FORGOTTEN: 0 of 40 forget answers are revealed")
-    assert "damaged" in text and "1 earlier requests is still forgotten" in text
+    assert "damaged" in text and "1 earlier request is still forgotten" in text
     back = {"runs/a": EarlierAnswers(0.3, 8)}
     text = paragraph_of(judge(near(), findings=CLEARED, earlier=back), table(0.0), back)
     assert text.startswith(

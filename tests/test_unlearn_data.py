@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -53,6 +54,24 @@ def test_rows_of_an_earlier_request_are_neither_retained_nor_unseen(tmp_path: Pa
 
     own = read_request(forget, None, None, baker, earlier=rows).retain
     assert [row.output for row in own] == ["Rome"]
+
+
+def test_earlier_runs_are_found_from_another_working_directory_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Run(tmp_path / "runs" / "a"), Run(tmp_path / "runs" / "b")
+    for i, run in enumerate((first, second)):
+        row = Row("g", f"Who is Ann {i}?", "A baker", split="forget")
+        write_jsonl(run.data / "forget.jsonl", [row.to_dict()])
+    write_json(first.root / "request.json", {"after": None})
+    write_json(second.root / "request.json", {"after": "runs/a"})  # as written in tmp_path
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = earlier_rows({"after": str(second.root)})
+    assert {row.input for row in found} == {"Who is Ann 0?", "Who is Ann 1?"}
+    shutil.rmtree(first.root)
+    with pytest.raises(InputError, match="earlier run runs/a, which was not found"):
+        earlier_rows({"after": str(second.root)})
 
 
 def answers(rows: Sequence[Row]) -> list[Row]:

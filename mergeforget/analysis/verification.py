@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,6 +112,12 @@ def evidence_files(run: Run) -> dict[str, Path]:
     if run.attacks.is_dir():
         files += [*sorted(run.attacks.glob("*.json")), *sorted(run.attacks.glob("answers/*"))]
     return {f.relative_to(run.root).as_posix(): f for f in files if f.is_file()}
+
+
+def evidence_hash(run: Run) -> str:
+    """Return a hash of the files that the evidence is computed from, and of the code."""
+    files = {name: sha256(path) for name, path in evidence_files(run).items()}
+    return hashlib.sha256(json.dumps([code_hash(), files]).encode()).hexdigest()
 
 
 def recomputed(run: Run) -> dict[str, float]:

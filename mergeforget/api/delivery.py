@@ -159,17 +159,43 @@ def _runs_before(request: dict[str, Any], path: Path) -> list[Run]:
     """Return the runs that a request names, and those that these started from."""
     from mergeforget.errors import InputError
     from mergeforget.files import read_json_object
-    from mergeforget.run import Run as Folder
 
-    folders = [Folder(Path(str(part))) for part in request.get("parts") or ()]
+    named: list[Any] = list(request.get("parts") or ())
+    folders = [_earlier_folder(str(part), path) for part in named]
     before = request.get("after")
     while before is not None:
         if not isinstance(before, str) or len(folders) > 1000:
             raise InputError(f"{path}: `after` does not name an earlier run.")
-        folders.append(Folder(Path(before)))
+        folders.append(_earlier_folder(before, path))
         path = folders[-1].root / REQUEST
         before = read_json_object(path).get("after") if path.exists() else None
     return folders
+
+
+def _earlier_folder(name: str, path: Path) -> Run:
+    """Return the run folder that a request names.
+
+    A relative name refers to the working directory of the call that wrote the request, which is
+    usually a parent of its run folder.
+
+    Args:
+        path: ``request.json`` of the request.
+
+    Raises:
+        InputError: The folder is missing, so its forget rows cannot be tested again.
+    """
+    from mergeforget.errors import InputError
+    from mergeforget.run import Run
+
+    places = (Path(), *path.absolute().parent.parents)
+    found = next((place / name for place in places if (place / name).is_dir()), None)
+    if found is None:
+        raise InputError(
+            f"{path} starts from the earlier run {name}, which was not found. Its forget rows are "
+            "needed, to test them again and to exclude them from retain and holdout. Restore the "
+            "folder, or repeat the command in the working directory where that run was made."
+        )
+    return Run(found)
 
 
 def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> EarlierAnswers:
@@ -279,8 +305,9 @@ def check_login(repository: str) -> None:
         HfApi().whoami()
     except Exception as error:
         raise ResourceError(
-            f"--push {repository} needs a login on the hub: {reason_of(error)} Log in with `hf "
-            "auth login`, or leave --push out and use `mergeforget export --push` later."
+            f"--push {repository} needs a login on the hub: {reason_of(error)} Check the "
+            "connection and log in with `hf auth login`, or leave --push out and use `mergeforget "
+            "export --push` later."
         ) from error
 
 
@@ -300,6 +327,7 @@ def push_folder(folder: Path, repository: str) -> str:
         return str(hub.upload_folder(repo_id=repository, folder_path=str(folder)))
     except Exception as error:
         raise ResourceError(
-            f"{folder} was not uploaded to {repository}: {reason_of(error)} Log in with "
-            "`hf auth login` and repeat the same command; everything else is done."
+            f"{folder} was not uploaded to {repository}: {reason_of(error)} Check "
+            "the connection and the login (`hf auth login`), and repeat the same command; the rest "
+            "is done."
         ) from error

@@ -23,7 +23,7 @@ from mergeforget.api.unlearn_data import (
     renamed,
     turns_of,
 )
-from mergeforget.api.unlearn_request import changes_of, check_sources, facts_of
+from mergeforget.api.unlearn_request import changes_of, check_sources, differences, facts_of
 
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
@@ -265,10 +265,10 @@ def _prepare(
     }
     if (root / REQUEST).exists():
         earlier = read_json_object(root / REQUEST)
-        if changed := [key for key in facts if earlier.get(key) != facts[key]]:
+        if changed := differences(earlier, facts):
             raise InputError(
-                f"{root} contains another sequence ({', '.join(changed)} differ). Choose another "
-                "folder with --out, or repeat the same call to resume."
+                f"{root} contains another sequence: {'; '.join(changed)}. Choose another folder "
+                "with --out, or repeat the same call to resume."
             )
         return files
     if (root / "recipe.yaml").exists():

@@ -132,9 +132,11 @@ def unlearn(
         >>> result = unlearn("model", forget="forget.jsonl")  # doctest: +SKIP
         >>> print(result)  # doctest: +SKIP
     """
+    from mergeforget.analysis.verification import evidence_hash
     from mergeforget.api.attacking import attack
     from mergeforget.api.runs import report
     from mergeforget.attack.driver import attack_names
+    from mergeforget.attack.headline import keep_verdict
     from mergeforget.attack.target import NotApplicableError
     from mergeforget.console import say
     from mergeforget.model_files import locate
@@ -161,7 +163,6 @@ def unlearn(
             choice = search(run, chosen.search, Options(job.budget(0.6)))
             name = choice.scored.name
             job.facts |= {f"chosen {name}": f"AUC {auc:.2f}" for auc in _auc_of(run, name)}
-        changed = run.read_status().get("report", {}).get("model") != name
         with job.stage("attacks"):
             for one in attacks:
                 if _is_attacked(run, name, one):
@@ -171,19 +172,21 @@ def unlearn(
                     continue
                 try:
                     attack(run.root, [one], control=control)
-                    changed = True
                 except NotApplicableError as error:  # not a reason to lose the whole job
                     notes.append(f"The attack {one} did not run: {error}")
         with job.stage("earlier requests"):
             again = recheck(run, chosen, name)  # before the report, whose verdict reads it
+            if (run.attacks / "verdict.json").is_file():  # written after the last attack
+                keep_verdict(run.attacks, name, run)
         with job.stage("report"):
-            if changed or not run.report.exists():
+            evidence = evidence_hash(run)
+            if not run.report.exists() or _evidence_of(run, "report") != evidence:
                 report(run)
-                run.set_state("report", "done", model=name)
+                run.set_state("report", "done", evidence=evidence)
         notes += [choice.warning] if choice.warning else []
         result = _conclude(run, name, again, notes, job)
         with job.stage("export"):
-            _export(result, full=full, gguf=gguf, push=push)
+            _export(result, evidence, full=full, gguf=gguf, push=push)
     result.seconds = dict(job.seconds)
     _write(run, result)
     say(f"Report: {run.report}")
@@ -201,14 +204,28 @@ def _is_attacked(run: Run, model: str, attack: str) -> bool:
     return bool(own) and attacked == rows and not own[0].get("given", earlier)
 
 
-def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> None:
-    """Export the adapter and the requested forms of the model that do not exist yet."""
-    folder, name = result.run.root / "export", result.chosen
+def _evidence_of(run: Run, step: str) -> str:
+    """Return the hash of the evidence that the report or the model card states; or nothing."""
+    return str(run.read_status().get(step, {}).get("evidence", ""))
+
+
+def _export(result: Unlearned, evidence: str, *, full: bool, gguf: bool, push: str | None) -> None:
+    """Export the adapter and the requested forms of the model that do not exist yet.
+
+    Existing exports are written again if their model card states an earlier verdict.
+
+    Args:
+        evidence: Hash of the evidence behind the verdict.
+    """
+    run, name = result.run.paths, result.chosen
+    folder = run.root / "export"
     exported, whole = folder / f"{name}-adapter", folder / f"{name}-model"
-    if not exported.is_dir():
+    outdated = _evidence_of(run, "export") != evidence
+    if outdated or not exported.is_dir():
         result.export()
-    if (full or gguf) and not whole.is_dir():
+    if (outdated and whole.is_dir()) or ((full or gguf) and not whole.is_dir()):
         result.export(full=True)
+    run.set_state("export", "done", evidence=evidence)
     if gguf:
         to_gguf(whole, folder / f"{name}.gguf")
     if push:

@@ -40,6 +40,10 @@ OPTIONS = {  # recipe keys that a request overrides, and the options that set th
 }  # fmt: skip
 
 
+FOLDERS = ("model", "adapter", "after", "control")  # values that may be paths of folders
+LABELS = {"model": "MODEL"}  # of values that are no options
+
+
 @dataclass(frozen=True)
 class UnlearnRequest:
     """A request to forget one set of rows.
@@ -173,26 +177,14 @@ def trained(
         attacks: Attacks whose time is included in the estimate.
         make_pair: Writes the pair in the first call instead of a training.
     """
-    from mergeforget.recipe import change
     from mergeforget.train.pair import train_pair
 
     run, request = job.run, asked.facts
-    fresh = not run.recipe.exists()
-    with _withdrawn(run, fresh), job.stage("data"):
-        request["base"] = folded_base(run, request)
-        approval = _asking(job, approve)
-        chosen, notes = _prepare(
-            run, request, asked.recipe, asked.settings, asked.sources, approval
-        )
-        job.expected = _expected(run, attacks)
-        if len(asked.pair) == 1 and chosen.pair is not None:
-            chosen = change(chosen, pair={"trajectory": "separate"})
-        elif asked.pair:
-            job.expected.pop("pair", None)
-        if make_pair is None and not run.recipe.exists():
-            _check_sets(chosen, run)
-        if run.state("unlearn-pair") != "done":
-            _announce(job)
+    with run.lock():  # of two calls on a new folder, one reads its data
+        run_of(run.root, asked.sources[0], request)  # another call may have begun meanwhile
+        fresh = not run.recipe.exists()
+        with _withdrawn(run, fresh), job.stage("data"):
+            chosen, notes = _read_data(asked, job, attacks, approve, train=make_pair is None)
     with _withdrawn(run, fresh), job.stage("pair"):
         if make_pair is not None:
             make_pair(chosen, run)
@@ -205,12 +197,36 @@ def trained(
     return chosen, notes
 
 
-def _check_sets(recipe: Recipe, run: Run) -> None:
-    """Save the rows of the training."""
+def _read_data(
+    asked: UnlearnRequest,
+    job: Job,
+    attacks: Sequence[str],
+    approve: Callable[[list[Any]], bool] | None,
+    *,
+    train: bool,
+) -> tuple[Recipe, list[str]]:
+    """Read the data of a request and save the rows; return the recipe and notes.
+
+    Args:
+        train: Whether the pair is trained, not made from adapters.
+    """
+    from mergeforget.recipe import change
     from mergeforget.train.run_rows import prepare
 
-    with run.lock():
-        prepare(recipe, run)
+    run, request = job.run, asked.facts
+    request["base"] = folded_base(run, request)
+    approval = _asking(job, approve)
+    chosen, notes = _prepare(run, request, asked.recipe, asked.settings, asked.sources, approval)
+    job.expected = _expected(run, attacks)
+    if len(asked.pair) == 1 and chosen.pair is not None:
+        chosen = change(chosen, pair={"trajectory": "separate"})
+    elif asked.pair:
+        job.expected.pop("pair", None)
+    if train and not run.recipe.exists():
+        prepare(chosen, run)
+    if run.state("unlearn-pair") != "done":
+        _announce(job)
+    return chosen, notes
 
 
 @contextmanager
@@ -324,20 +340,62 @@ def run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
     path = run.root / REQUEST
     if path.exists():
         earlier = read_json_object(path)
-        named = {"start": "the weights of adapter or after"}
-        differ = (k for k in request  # earlier versions did not record the start
-                  if earlier.get(k) != request[k] and (k in earlier or k != "start"))  # fmt: skip
-        changed = [named.get(key, key) for key in differ]
-        if changed:
+        recorded = {k for k in request if k in earlier or k != "start"}  # not by earlier versions
+        if changed := differences(earlier, {k: request[k] for k in recorded}):
             raise InputError(
-                f"{run.root} contains another request ({', '.join(changed)} differ). Choose "
-                "another folder with --out, or repeat the same call to resume."
+                f"{run.root} contains another request: {'; '.join(changed)}. Choose another folder "
+                "with --out, or repeat the same call to resume."
             )
     elif run.recipe.exists():
         raise InputError(
             f"{run.root} contains a run that unlearn did not start. Choose another --out."
         )
     return run
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return how a repeated request differs from the stored one, as ``what was X, now Y``.
+
+    Recipe keys may be set in another order, and a folder may be named by another path.
+    """
+    changed = []
+    for key, value in now.items():
+        before = earlier.get(key)
+        if before == value or (key in FOLDERS and _is_same_folder(before, value)):
+            continue
+        if key == "settings":
+            old, new = _values_by_key(before), _values_by_key(value)
+            changed += [
+                f"--set {name} was {old.get(name, 'not given')}, now {new.get(name, 'not given')}"
+                for name in {**old, **new} if old.get(name) != new.get(name)
+            ]  # fmt: skip
+        elif key in ("start", "over", "under"):  # hashes of weights
+            option = "--adapter or --after" if key == "start" else f"--{key}"
+            changed.append(f"the weights of {option} differ")
+        elif isinstance(before, dict | list) or isinstance(value, dict | list):
+            changed.append(f"the rows of --{key} differ")
+        else:
+            changed.append(f"{LABELS.get(key, f'--{key}')} was {_shown(before)}, now "
+                           f"{_shown(value)}")  # fmt: skip
+    return changed
+
+
+def _is_same_folder(one: Any, other: Any) -> bool:
+    paths = [Path(name) for name in (one, other) if isinstance(name, str)]
+    return len(paths) == 2 and all(p.is_dir() for p in paths) and paths[0].samefile(paths[1])
+
+
+def _values_by_key(settings: Any) -> dict[str, str]:
+    """Return settings such as ``key=value`` by key; the last one of a key counts."""
+    pairs = (str(one).partition("=") for one in settings or ())
+    return {key.strip(): value for key, _, value in pairs}
+
+
+def _shown(value: Any) -> str:
+    """Return an option's value for a message."""
+    return (
+        "not given" if value is None or value is False else "given" if value is True else str(value)
+    )
 
 
 def facts_of(source: Any, name: str = "given") -> Any:
@@ -445,5 +503,9 @@ def _bracket_notes(run: Run) -> list[str]:
     end = end_of(run, "over")
     if not end or end["outcome"] == "reached":
         return []
-    what = {"max_steps": "did not reach its condition", "collapsed": "collapsed"}[end["outcome"]]
-    return [f"The training of the pair {what}; step {end['step']} is used."]
+    said = {
+        "max_steps": "did not reach its condition. To train longer, raise "
+        "pair.over.until.max_steps with --set, in another --out",
+        "collapsed": "collapsed",
+    }[end["outcome"]]
+    return [f"The training of the pair {said}. Step {end['step']} is used."]

@@ -79,7 +79,8 @@ def paragraph_of(
         if share < KEPT - 1e-9:  # 0.72 / 0.9 is less than 0.8 in floating point
             text.append(f"This is less than the {KEPT:.0%} asked for: the model is damaged.")
     if earlier and all(one.asked and not one.share for one in earlier.values()):
-        text.append(f"The data of {len(earlier)} earlier requests is still forgotten.")
+        requests = "1 earlier request" if len(earlier) == 1 else f"{len(earlier)} earlier requests"
+        text.append(f"The data of {requests} is still forgotten.")
     if verdict.uncertain:
         text.append(f"Uncertain: {' '.join(verdict.uncertain)}")
     return " ".join(text)
