@@ -245,7 +245,7 @@ def open_run(folder: Path | None) -> Run:
     if folder is None:
         if not runs:
             raise InputError(
-                "There is no run under runs/ yet. Make one with `mergeforget train-pair`, or try "
+                "There is no run under runs/ yet. Make one with `mergeforget unlearn`, or try "
                 "`mergeforget demo`."
             )
         return Run(runs[-1].parent)
@@ -255,8 +255,13 @@ def open_run(folder: Path | None) -> Run:
                 f"{folder} is an adapter, not a run folder. To merge adapters, give each with "
                 "--adapter."
             )
-        known = ", ".join(str(p.parent) for p in runs[-5:])
-        known = f"Runs: {known}." if known else "Train one with `mergeforget train-pair --out RUN`."
+        inside = sorted(usable_path(folder).glob("*/recipe.yaml"))  # of several requests
+        known = ", ".join(str(p.parent) for p in inside or runs[-5:])
+        known = (
+            f"{'It contains the runs' if inside else 'Runs:'} {known}."
+            if known
+            else "Make one with `mergeforget unlearn` or `mergeforget train-pair --out RUN`."
+        )
         raise InputError(f"{folder} is not a run folder: it has no recipe.yaml. {known}")
     return Run(folder)
 

@@ -415,7 +415,7 @@ class Training(RecipeSection):
             )
         if self.auto_rate and (self.direction, self.optimizer) != ("ngdiff", "sgd"):
             raise ValueError(
-                "auto_rate fits the step theta - eta g: set direction: ngdiff and optimizer: sgd"
+                "auto_rate needs the update theta - eta g: set direction: ngdiff and optimizer: sgd"
             )
         if self.auto_rate and self.schedule != "constant":
             raise ValueError("auto_rate chooses the learning rate: set schedule: constant")

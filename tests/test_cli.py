@@ -70,3 +70,13 @@ def test_every_command_that_renders_prompts_takes_the_template(command: str) -> 
     assert "--template" in shown and "--system-prompt" in shown
     reads = command in ("train-pair", "train", "unlearn", "evaluate")
     assert ("--turns" in shown) == reads
+
+
+def test_a_folder_of_several_requests_names_its_runs(tmp_path: Path) -> None:
+    for name in ("1-january", "2-february"):
+        (tmp_path / "year" / name).mkdir(parents=True)
+        (tmp_path / "year" / name / "recipe.yaml").write_text("name: level\n")
+    result = CliRunner().invoke(main, ["chat", str(tmp_path / "year")])
+    assert result.exit_code == 4
+    text = " ".join(result.output.split())
+    assert "It contains the runs" in text and "2-february" in text

@@ -163,15 +163,19 @@ def person_record(people: Sequence[PersonRecord], name: str) -> PersonRecord:
     )
 
 
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
+
+
 def person_text(one: PersonRecord) -> str:
     """Return the record of one person as text for a terminal."""
     lines = [
-        f"{one.name or one.person}: {one.rows} rows to forget",
+        f"{one.name or one.person}: {_rows(one.rows)} to forget",
         f"Answers revealed: {one.before[0]} of {one.before[1]} before, "
         f"{one.after[0]} of {one.after[1]} after.",
     ]
     if one.worst_attack:
-        lines.append(f"Worst attack: {one.worst_attack[0]} ({one.worst_attack[1]} rows).")
+        lines.append(f"Worst attack: {one.worst_attack[0]} ({_rows(one.worst_attack[1])}).")
     for when, rank in (("before", one.rank_before), ("after", one.rank)):
         if rank:
             lines.append(

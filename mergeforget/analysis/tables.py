@@ -138,7 +138,11 @@ def label_of(measure: Measure, scores: dict[str, list[Score]] | None = None) -> 
         every = (s for found in scores.values() for s in found if s.metric == metric)
         definition = next((s.definition for s in every), "")
         return f"Aggregate ({aggregate_of(definition)})"
-    name = metric.replace("_", " ").capitalize()
+    if metric.startswith("mia_"):  # mia_auc_min_k_20, mia_tpr; of members and non-members
+        name, split = metric.replace("_", " ").replace("mia auc", "MIA AUC"), "all"
+        name = name.replace("mia tpr", "MIA TPR").replace("AUC level", "AUC relative to the twins")
+    else:
+        name = metric.replace("_", " ").capitalize()
     return LABELS.get(measure, name if split == "all" else f"{name}, {split}")
 
 

@@ -11,7 +11,7 @@ from finished_run import HOSTILE, write_pair
 
 from mergeforget.analysis.report import flat, write_report
 from mergeforget.analysis.sections import compare_answers, matching_parts, take_turns
-from mergeforget.analysis.tables import cell_of
+from mergeforget.analysis.tables import cell_of, label_of
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.recipe import load_recipe, save_recipe
@@ -112,6 +112,16 @@ def test_the_report_split_comes_first() -> None:
     assert cell.note == "0.400 to 0.800, 95\N{NO-BREAK SPACE}%; n 12"
     assert cell_of(by_split[:1], ("mia_auc", "mia")).choose is None
     assert cell_of([], ("mia_auc", "mia")).text == ""
+
+
+def test_measures_of_membership_have_readable_names() -> None:
+    names = {m: label_of((m, "mia")) for m in ("mia_auc_level", "mia_auc_min_k_20", "mia_tpr")}
+    assert names == {
+        "mia_auc_level": "MIA AUC relative to the twins",
+        "mia_auc_min_k_20": "MIA AUC min k 20",
+        "mia_tpr": "MIA TPR",
+    }
+    assert label_of(("exact_memorisation", "forget")) == "Exact memorisation, forget"
 
 
 def test_nested_values_are_flattened_to_lines() -> None:

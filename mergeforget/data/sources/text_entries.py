@@ -96,7 +96,7 @@ class TextEntry:
 
 @dataclass(frozen=True)
 class TextEntries:
-    """The entries of a text.
+    """The names, questions and documents in a text.
 
     Attributes:
         headings: Headings of a list, which are no entries.
