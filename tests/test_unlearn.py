@@ -357,7 +357,7 @@ def test_one_merge_at_the_end_sums_the_pairs_and_tests_every_request(
     assert before == (
         merged.scores.read_text(), (out / "1-first" / "history.jsonl").stat().st_mtime_ns
     )  # fmt: skip
-    with pytest.raises(InputError, match="another sequence .merge differ"):
+    with pytest.raises(InputError, match="another sequence: --merge was end, now each"):
         call_sequence(knowing, halves, out, merge="each")
 
 
