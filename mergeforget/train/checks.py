@@ -205,9 +205,9 @@ class MeasuredSets:
         If the base knows the wording of the forget rows of a group, their twins are too easy: the
         NLL of their tokens is replaced by the same quantile of that of the twins of unseen rows.
 
-        A row without twins gets the mean over all twins in its group. If the unseen rows have no
-        twins, their level is their own NLL under the base; if the forget rows have none, their
-        level is the mean of the unseen rows in their group.
+        A row without twins gets the mean over all twins in its group. If the forget or the unseen
+        rows of a group have none, the level of the unseen rows is their own NLL under the base, and
+        that of the forget rows is the mean over the unseen rows of the group.
 
         Args:
             model: The base model.
@@ -231,10 +231,16 @@ class MeasuredSets:
             self.guessable = self._mean_of_twins(exact.float(), "held", never)
             self.guessable[self._wording_known(self.groups["forget"])] = float("nan")
             self.profile = self._profile(held)
+            found = set(self._groups_of_twins("forget", "held").tolist())
+            found &= set(self._groups_of_twins("unseen", "imitations").tolist())
         else:
-            unseen_nll = read_nlls(model, unseen)[0]
-            means = mean_by_group(unseen_nll, self.groups["unseen"], self.groups["forget"])
-            self.levels = {"forget": means, "unseen": unseen_nll}
+            found = set()
+        if {*self.groups["forget"].tolist(), *self.groups["unseen"].tolist()} - found:
+            own = read_nlls(model, unseen)[0]
+            means = mean_by_group(own, self.groups["unseen"], self.groups["forget"])
+            for name, levels in (("forget", means), ("unseen", own)):
+                twins = torch.isin(self.groups[name], torch.tensor(sorted(found)).long())
+                self.levels[name] = torch.where(twins, self.levels.get(name, levels), levels)
 
     def to_hold(self) -> list[Encoded]:
         """Return the rows that are to be held, in place of ``held``.

@@ -134,6 +134,20 @@ def test_passages_and_short_answers_have_levels_of_their_own(
     assert [len(one) for one in held] == [7] * 8 + [42] * 8
     assert [one.row for one in held] == list(range(16))  # by which reference outputs are found
     assert measured.guessable.isnan().tolist() == [i in passages for i in range(16)]
+    # only short answers have twins
+    few = {**sets, "held": [rows[i] for i in others], "imitations": [rows[i] for i in others]}
+    twins_of = {"held": others, "imitations": others}
+    forms_of = {"forget": forms, "unseen": forms}
+    measured = MeasuredSets(few, twins=twins_of, forms=forms_of)
+    monkeypatch.setattr(MeasuredSets, "_has_twins", lambda *_: True)
+    measured.measure_levels("base")
+    assert measured.levels["forget"][passages].mean() == pytest.approx(3.255, abs=0.01)
+    assert measured.levels["unseen"][passages].tolist() == pytest.approx(
+        [3.2 + 0.01 * i for i in passages])  # fmt: skip
+    assert measured.levels["forget"][others].mean() == pytest.approx(6.035, abs=0.01)
+    assert measured.known_groups == frozenset()
+    monkeypatch.undo()
+    monkeypatch.setattr(checks, "read_nlls", means)
     # without twins, each group has the mean of its own unseen rows
     sets = {"forget": rows, "unseen": list(rows)}
     measured = MeasuredSets(sets, forms={"forget": forms, "unseen": forms})
