@@ -218,7 +218,7 @@ class MeasuredSets:
         forget = self.sets["forget"]
         if self._has_twins("held", len(forget)) and self._has_twins("imitations", len(unseen)):
             held, exact = read_token_nlls(model, self.sets["held"])
-            forms = torch.tensor(self._forms_of_twins("forget", "held"))
+            forms = self._groups_of_twins("forget", "held") // 2
             shares = [exact[forms == form].float().mean() for form in forms.unique()]
             self.repeated = float(max(shares))
             imitations = read_token_nlls(model, self.sets["imitations"])[0]
@@ -261,8 +261,8 @@ class MeasuredSets:
             for name in self.forms
         }
         first = [passages[name][self.forms[name] == 0] for name in passages]
-        counts = [int(c) for one in first for c in (one.sum(), (~one).sum())]
-        apart = len(first) == 2 and min(counts) >= FEWEST
+        smallest = min(min(int(one.sum()), int((~one).sum())) for one in first)
+        apart = len(first) == 2 and smallest >= FEWEST
         return {name: 2 * self.forms[name] + passages[name].long() * apart for name in passages}
 
     def _wording_known(self, groups: Tensor) -> Tensor:
@@ -317,10 +317,6 @@ class MeasuredSets:
     def _groups_of_twins(self, name: str, twins: str) -> Tensor:
         """Return the group of each twin; the first for a twin of no row in the set."""
         return torch.tensor([int(self.groups[name][r]) if r >= 0 else 0 for r in self.twins[twins]])
-
-    def _forms_of_twins(self, name: str, twins: str) -> list[int]:
-        """Return the prompt form of each twin; 0 for a twin of no row in the set."""
-        return [int(self.forms[name][row]) if row >= 0 else 0 for row in self.twins[twins]]
 
     def _has_twins(self, name: str, size: int) -> bool:
         """Return whether more than half of ``size`` rows have a twin in a set."""
