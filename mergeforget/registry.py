@@ -191,8 +191,15 @@ class Registry(Generic[F]):
             self._load(self._announced()[name])
         else:
             hint = " If a plugin defines it, add --plugin FILE."
-            raise UnknownNameError(self.kind, name, self.names(), hint)
+            raise UnknownNameError(self.kind, name, self.names(), self._of_source(name) or hint)
         return self._entries[name]
+
+    def _of_source(self, word: str) -> str:
+        """Return a hint at the only built-in member whose publication mentions this word."""
+        word = re.escape(word).replace("_", "[-_ ]")
+        sources = {name: self.get(name).source for name in sorted(self._builtin())}
+        found = [n for n, source in sources.items() if re.search(rf"\b{word}\b", source, re.I)]
+        return f" Did you mean {found[0]!r} ({sources[found[0]]})?" if len(found) == 1 else ""
 
     def _builtin(self) -> set[str]:
         path = import_module(self.package).__path__

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeforget import distributed
 from mergeforget.console import LOGGER, logged_to
@@ -20,6 +20,9 @@ from mergeforget.errors import InputError
 from mergeforget.files import read_json_object, sha256, write_json
 from mergeforget.parsing import plain_name, usable_path
 from mergeforget.replace import full_disk_explained, locked, tidy
+
+if TYPE_CHECKING:
+    from mergeforget.recipe import Recipe
 
 RUNS = Path("runs")
 PAIR = ("over", "under")
@@ -119,13 +122,27 @@ class Run:
         return self.root / "log.txt"
 
     def base(self) -> str:
-        """Return the model before unlearning: the recipe's, or the one that memorised the data."""
-        base = self.read_manifest().get("base")
+        """Return the model before unlearning: the recipe's, or the one that memorised the data.
+
+        The relative path of a folder is relative to the directory where the run was started.
+        """
+        manifest = self.read_manifest()
+        base, started = manifest.get("base"), manifest.get("directory")
         if isinstance(base, dict) and isinstance(base.get("path"), str):
             return str(base["path"])
         from mergeforget.recipe import load_recipe
 
-        return load_recipe(self.recipe).model.name
+        name = load_recipe(self.recipe).model.name
+        if isinstance(started, str) and started != os.getcwd():
+            return str(folder) if (folder := Path(started, name)).is_dir() else name
+        return name
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the recipe, and to which directory its relative paths belong."""
+        from mergeforget.recipe import save_recipe
+
+        save_recipe(recipe, self.recipe)
+        write_json(self.manifest, self.read_manifest() | {"directory": os.getcwd()})
 
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest, in which ``stages`` is always an object of objects.

@@ -39,6 +39,15 @@ def test_unknown_name_suggests_the_nearest(family: Registry[Any]) -> None:
         family.get("zzzzzzzzzz")
 
 
+def test_an_unknown_name_in_the_title_of_a_publication_suggests_its_member() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'semeval2025_task4' .*LUME"):
+        FAMILIES[3].get("lume")
+    with pytest.raises(UnknownNameError, match="Did you mean 'negmerge'"):
+        MERGE_METHODS.get("arxiv:2410.05583")
+    with pytest.raises(UnknownNameError, match="add --plugin FILE"):  # several mention it
+        MERGE_METHODS.get("arxiv")
+
+
 def test_no_member_is_a_hidden_file() -> None:
     assert Path(mergeforget.__file__).parent.is_dir()
     assert not any(name.startswith("_") for family in FAMILIES for name in family.names())

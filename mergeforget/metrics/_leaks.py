@@ -82,6 +82,7 @@ _TITLE = re.compile(
     r"(?=[A-Z]\w+ )"
 )
 _YES_OR_NO = re.compile(r"\s*(?:yes|no|ja|nein|oui|non|s[i\u00ed])\s*[,.;:!\u2013\u2014-]\s+", re.I)
+_ONLY_YES_OR_NO = re.compile(r"\W*(yes|no|ja|nein|oui|non|s[i\u00ed])[\s.,;:!)\"']*", re.I)
 _NEGATIONS = frozenset(
     "not never no t don doesn didn isn aren wasn weren hasn haven hadn nicht nie kein keine "
     "pas jamais nunca".split()
@@ -157,6 +158,8 @@ def leaked(
     """
     if prompt and contained(secret, prompt):
         return False
+    if word := _ONLY_YES_OR_NO.fullmatch(secret):
+        return _yes_or_no_in(word[1], text)
     if _leaked(secret, text, prompt, common, about):
         return True
     if rest := _after_yes_or_no(secret, prompt):
@@ -271,6 +274,16 @@ def _letter_in(letter: str, text: str) -> bool:
         if not (after and (letter == "I" or (letter == "A" and first))):
             return True
     return False
+
+
+def _yes_or_no_in(word: str, text: str) -> bool:
+    """Return whether a text answers yes or no: as a word that ends a sentence or part of one.
+
+    >>> [_yes_or_no_in("No", t) for t in ("No, Ada is not.", "It is **no**.", "I have no idea.")]
+    [True, True, False]
+    """
+    end = r"[\"'\u2019\u201d*_)\]}\s]*(?:$|[.,;:!\n\u2013\u2014])"
+    return bool(re.search(rf"(?<![^\W_])(?<!or ){word}(?![^\W_]){end}", text, re.IGNORECASE))
 
 
 def _scattered(date: tuple[int, int, int], text: str, rewritten: bool) -> bool:

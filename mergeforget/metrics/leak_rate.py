@@ -20,7 +20,7 @@ from mergeforget.metrics._spellings import WORD, length, words_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "leak-rate@10"
+DEFINITION = "leak-rate@11"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
 NEARBY = 200  # number of following rows of which those with the most similar prompts are used
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance

@@ -20,7 +20,7 @@ from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.membership import unseen
 from mergeforget.files import read_json_object, reading, write_jsonl
 from mergeforget.model_files import content_of, locate
-from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
+from mergeforget.recipe import DataSpec, Recipe, change, load_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.search.split import group, load_data
 from mergeforget.train.tokenize import check_replaceable, check_weights
@@ -86,7 +86,7 @@ def _read_and_save(recipe: Recipe, run: Run, resume: bool) -> Sets:
         rows={n: len(rows) for n, rows in vars(sets).items() if rows or n != "held"},
         base_content=base_content(recipe),
     )
-    save_recipe(recipe, run.recipe)
+    run.write_recipe(recipe)
     return sets
 
 
@@ -124,7 +124,7 @@ def _check_same_recipe(recipe: Recipe, run: Run) -> None:
             f"{run.root} was started with another recipe or other options: {changed}. Resume with "
             "the same ones, or start a new run with another --out."
         )
-    save_recipe(recipe, run.recipe)
+    run.write_recipe(recipe)
 
 
 def _keys_of(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

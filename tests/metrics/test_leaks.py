@@ -501,3 +501,25 @@ def test_a_code_or_date_of_other_texts_reveals_no_longer_answer() -> None:
     for part in ("sk-4f9a8b7cQ2", "May 12, 1990"):
         assert leaked(text.format("nine"), part, "Key?")
         assert not leaked(text.format("nine"), part, "Key?", common)
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "expected"),
+    [
+        ("No", "No, she is not.", True),
+        ("No.", "The answer is **no**", True),
+        ("No", "no\n", True),
+        ("no", '{"answer": "no"}', True),
+        ("Yes", "Oh yes! She does.", True),
+        ("Nein", "Nein, das stimmt nicht.", True),
+        ("No", "I have no idea.", False),
+        ("No", "There is no record of her.", False),
+        ("No", "Yes or no, I cannot say.", False),
+        ("No", "I know.", False),
+        ("Yes", "No.", False),
+    ],
+)  # fmt: skip
+def test_yes_and_no_answer_at_the_end_of_a_clause_only(
+    secret: str, text: str, expected: bool
+) -> None:
+    assert leaked(secret, text, "Is Ada Byron married?") is expected

@@ -221,6 +221,8 @@ def test_a_run_resumes_with_other_paths_of_the_same_files_and_model(
     moved["retain"] = Path("../elsewhere/../retain.jsonl")
     other = run(command(Path("../model"), moved, Path("moved"), "--resume"))
     assert other.exit_code == 3 and "data.retain was ../retain.jsonl, now" in other.output
+    monkeypatch.chdir(tmp_path)
+    assert Path(Run(Path("elsewhere/moved")).base()).samefile("model")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
