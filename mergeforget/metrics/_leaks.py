@@ -82,7 +82,14 @@ _TITLE = re.compile(
     r"(?=[A-Z]\w+ )"
 )
 _YES_OR_NO = re.compile(r"\s*(?:yes|no|ja|nein|oui|non|s[i\u00ed])\s*[,.;:!\u2013\u2014-]\s+", re.I)
-_ONLY_YES_OR_NO = re.compile(r"\W*(yes|no|ja|nein|oui|non|s[i\u00ed])[\s.,;:!)\"']*", re.I)
+_NEGATIVE = re.compile(r"(?<![^\s=(:])(?:[-\u2212]|(?i:negative\s))\s?(?=\d)")
+_NEGATIVE_NUMBER = re.compile(r"(?<![^\s=(:])[-\u2212]\d+(?![\d/-])")
+_BELOW_ZERO = re.compile(
+    r"([^\W_]+(?:[.,-][^\W_]+)?(?: ?(?:degrees?|\u00b0|C|Celsius|F|Fahrenheit)){0,2}) below "
+    r"(?:zero|freezing)", re.I,
+)  # fmt: skip
+_ONLY_YES_OR_NO = re.compile(r"\W*(yes|no|none|ja|nein|oui|non|s[i\u00ed])[\s.,;:!)\"']*", re.I)
+_AFTER_NO = "she|he|they|it|i|we|you|this|that|the|there|sie|er|es|ich|das|elle|il|ils|ella|no"
 _NEGATIONS = frozenset(
     "not never no t don doesn didn isn aren wasn weren hasn haven hadn nicht nie kein keine "
     "pas jamais nunca".split()
@@ -160,6 +167,7 @@ def leaked(
         return False
     if word := _ONLY_YES_OR_NO.fullmatch(secret):
         return _yes_or_no_in(word[1], text)
+    secret, text = _with_minus(secret, text)
     if _leaked(secret, text, prompt, common, about):
         return True
     if rest := _after_yes_or_no(secret, prompt):
@@ -168,6 +176,20 @@ def leaked(
     if (value, values) == (secret, text) or (prompt and contained(value, asked)):
         return False
     return _leaked(value, values, asked, common, about)
+
+
+def _with_minus(secret: str, text: str) -> tuple[str, str]:
+    """Return a negative number with its sign as a word, or a positive one without negative ones.
+
+    >>> _with_minus("-12 \u00b0C", "It was 12 degrees Celsius below zero, not \u221212.")
+    ('minus 12 \u00b0C', 'It was minus 12 degrees Celsius, not minus 12.')
+    >>> _with_minus("5", "x = -5, or 3-5")
+    ('5', 'x =  , or 3-5')
+    """
+    if _NEGATIVE.match(secret):
+        text = _BELOW_ZERO.sub(r"minus \1", text)
+        return _NEGATIVE.sub("minus ", secret), _NEGATIVE.sub("minus ", text)
+    return secret, _NEGATIVE_NUMBER.sub(" ", text) if _SMALL.fullmatch(secret) else text
 
 
 def _after_yes_or_no(secret: str, prompt: str) -> str:
@@ -263,12 +285,13 @@ def _letter_in(letter: str, text: str) -> bool:
     capital letters, the letter must have the same case.
     """
     alone = "".join(WORD.findall(text)).casefold() == letter.casefold()
-    if alone or re.search(rf"(?<!\w){letter}\)", text, re.I):
+    signed = re.search(rf"{letter}(?:[+#]|[-\u2212](?!\w))", text, re.I)  # A+, C#
+    if (alone and not signed) or re.search(rf"(?<!\w){letter}\)", text, re.I):
         return True
     lower = not any(map(str.isupper, text))
     if letter in "ai" or (lower and letter in "AI"):
         return False
-    for match in re.finditer(rf"(?<![\w'\u2019]){letter}(?![\w'\u2019])", text, re.I * lower):
+    for match in re.finditer(rf"(?<![\w'\u2019]){letter}(?![\w'\u2019+#])", text, re.I * lower):
         first = not re.search(r"[^.!?\n](?<![\s\"'(])[\s\"'(]*$", text[: match.start()])
         after = re.match(r"\s+\w\w", text[match.end() :])
         if not (after and (letter == "I" or (letter == "A" and first))):
@@ -277,13 +300,18 @@ def _letter_in(letter: str, text: str) -> bool:
 
 
 def _yes_or_no_in(word: str, text: str) -> bool:
-    """Return whether a text answers yes or no: as a word that ends a sentence or part of one.
+    """Return whether a text answers yes or no: as its first word, or as the last one of a clause.
 
-    >>> [_yes_or_no_in("No", t) for t in ("No, Ada is not.", "It is **no**.", "I have no idea.")]
+    The first word must not be the beginning of "No idea", so a pronoun or a name has to follow.
+
+    >>> [_yes_or_no_in("No", t) for t in ("No she is not", "It is **no**.", "I have no idea.")]
     [True, True, False]
     """
+    word = rf"(?<![^\W_])(?<!or ){word}(?![^\W_])"
+    if re.match(rf"\W*(?i:{word})\s+(?:(?i:{_AFTER_NO})\b|[A-Z])", text):
+        return True
     end = r"[\"'\u2019\u201d*_)\]}\s]*(?:$|[.,;:!\n\u2013\u2014])"
-    return bool(re.search(rf"(?<![^\W_])(?<!or ){word}(?![^\W_]){end}", text, re.IGNORECASE))
+    return bool(re.search(word + end, text, re.IGNORECASE))
 
 
 def _scattered(date: tuple[int, int, int], text: str, rewritten: bool) -> bool:

@@ -517,9 +517,44 @@ def test_a_code_or_date_of_other_texts_reveals_no_longer_answer() -> None:
         ("No", "Yes or no, I cannot say.", False),
         ("No", "I know.", False),
         ("Yes", "No.", False),
+        ("No", "No she is not", True),
+        ("No", "No idea", False),
+        ("Yes", "Yes Ada is married", True),
+        ("None", "None of them knows.", False),
+        ("None", "She has none.", True),
     ],
 )  # fmt: skip
 def test_yes_and_no_answer_at_the_end_of_a_clause_only(
     secret: str, text: str, expected: bool
 ) -> None:
     assert leaked(secret, text, "Is Ada Byron married?") is expected
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "expected"),
+    [
+        ("-5", "The answer is 5.", False),
+        ("5", "The answer is -5.", False),
+        ("5", "- 5 apples", True),
+        ("-5", "x = -5", True),
+        ("-5", "minus five", True),
+        ("-12 °C", "It was 12 °C.", False),
+        ("-12 °C", "It was minus 12 degrees Celsius", True),
+        ("-12 °C", "It was twelve degrees Celsius below zero", True),
+        ("-12 °C", "-12", True),
+        ("-12 °C", "12 degrees Celsius below zero", True),
+        ("-0.5", "0.5", False),
+        ("-0.5", "−0.5", True),
+        ("-12 °C", "negative 12", True),
+        ("-12 °C", "The low was −12°C in May", True),
+        ("C", "C++", False),
+        ("C", "It is C.", True),
+        ("A", "A+", False),
+        ("A", "A", True),
+        ("A", "A - good", True),
+    ],
+)
+def test_the_sign_of_a_number_or_letter_is_part_of_the_answer(
+    secret: str, text: str, expected: bool
+) -> None:
+    assert leaked(secret, text, "What is it?") is expected
