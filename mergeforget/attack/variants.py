@@ -12,7 +12,8 @@ from mergeforget.data.chat_template import has_chat_template, takes_system, toke
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError
-from mergeforget.metrics._leaks import SQUEEZED, Windows, contained, leaked, partly_leaked
+from mergeforget.metrics._codes import SQUEEZED
+from mergeforget.metrics._leaks import Windows, contained, leaked, partly_leaked
 from mergeforget.parsing import read_text
 
 KINDS = ("plain", "paraphrase", "prefix", "jailbreak")

@@ -6,24 +6,28 @@ Text that is already in the prompt is not counted, because repeating the prompt 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import codecs
-import contextlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import pairwise
 
 from mergeforget.metrics._characters import UMLAUTS, plain, without_keys
+from mergeforget.metrics._codes import (
+    CODE,
+    DECIMAL,
+    SQUEEZED,
+    code_in,
+    encoded_in,
+    joined_in,
+    runs_of_codes,
+    squeezed,
+)
 from mergeforget.metrics._core import (
     core_in,
     core_words,
     list_in,
     new_words,
     parts_that_reveal,
-    words_beyond,
 )
 from mergeforget.metrics._dates import (
     MONTH_OF,
@@ -44,55 +48,41 @@ from mergeforget.metrics._identifiers import (
 )
 from mergeforget.metrics._quantities import (
     GROUPS,
-    UNIT_WORD,
     in_base_units,
     without_other_amounts,
 )
 from mergeforget.metrics._short_answers import short_answer_in
+from mergeforget.metrics._single_words import (
+    ONE_LETTER,
+    ONLY_YES_OR_NO,
+    SMALL,
+    after_yes_or_no,
+    letter_in,
+    symbols_in,
+    with_minus,
+    yes_or_no_in,
+)
 from mergeforget.metrics._spellings import (
     PER_WORD,
-    SINGLE,
-    WORD,
     canonical,
     detached,
     length,
     size_of,
-    with_signs,
     words_of,
 )
 
 WINDOW = 10  # consecutive words that reveal a longer answer; see ``length``
-SQUEEZED = 6  # minimum letters and digits of a code that is compared without separators
-CODE = 32  # consecutive letters and digits that reveal a longer code without spaces
 
 ARTICLES = ("a", "an", "the")
 _INITIAL = re.compile(r"\s*A\.")
-_BASE64 = re.compile(r"(?<![\w+/])[A-Za-z0-9+/]{6,2000}={0,2}(?![\w+/=])")
 _LIST = re.compile(r"(?<![\d.,])\d{3}([,.])\d{3}(?:\1\d{3})*(?!\d)")
-_DECIMAL = re.compile(r"(?<![\d.,/:-])-?\d+[.,](?=\d{0,2}[1-9])\d{1,2}(?![\d/:-]|[.,]\d)")
-_SHORT_CODE = re.compile(r"\s*((?=.*\d)(?=.*[A-Z])[A-Z\d]+(?:[-./ ][A-Z\d]+)*)\.?\s*")
 _SINGLE_DIGITS = re.compile(r"\s*\d(?:([-.\u2010-\u2015 ])\d)(?:\1\d){2,}\s*")
-_ONE_LETTER = re.compile(r"\W*([A-Za-z])[\s.,;:!?)\"']*")
-_SMALL = re.compile(r"\s*\d{1,3}\s*")
 Windows = frozenset[tuple[str, ...]]
 _FIRST_LAST = re.compile(r"\s*([^\W\d]+\.?(?: [^\W\d]+\.?)?) ([^\W\d]+)\s*")
 _PREPOSITION = re.compile(r"\s*(?i:in|on|at|from|im|am|aus|en|à)\s+(?=[^\W_a-z])")
 _TITLE = re.compile(
     r"\s*(?:(?:Dr|Mr|Mrs|Ms|Prof|Professor|Doctor|Miss|Sir|Dame|Herr|Frau|Mme|Sr|Sra)\.? )+"
     r"(?=[A-Z]\w+ )"
-)
-_YES_OR_NO = re.compile(r"\s*(?:yes|no|ja|nein|oui|non|s[i\u00ed])\s*[,.;:!\u2013\u2014-]\s+", re.I)
-_NEGATIVE = re.compile(r"(?<![^\s=(:])(?:[-\u2212]|(?i:negative\s))\s?(?=\d)")
-_NEGATIVE_NUMBER = re.compile(r"(?<![^\s=(:])[-\u2212]\d+(?![\d/-])")
-_BELOW_ZERO = re.compile(
-    r"([^\W_]+(?:[.,-][^\W_]+)?(?: ?(?:degrees?|\u00b0|C|Celsius|F|Fahrenheit)){0,2}) below "
-    r"(?:zero|freezing)", re.I,
-)  # fmt: skip
-_ONLY_YES_OR_NO = re.compile(r"\W*(yes|no|none|ja|nein|oui|non|s[i\u00ed])[\s.,;:!)\"']*", re.I)
-_AFTER_NO = "she|he|they|it|i|we|you|this|that|the|there|sie|er|es|ich|das|elle|il|ils|ella|no"
-_NEGATIONS = frozenset(
-    "not never no t don doesn didn isn aren wasn weren hasn haven hadn nicht nie kein keine "
-    "pas jamais nunca".split()
 )
 _LAST_FIRST = re.compile(r"\s*([^\W\d]+), ([^\W\d]+(?: [^\W\d]+)?)\s*")
 
@@ -109,9 +99,9 @@ def common_windows(texts: Iterable[str]) -> Windows:
 def _common_windows(texts: tuple[str, ...]) -> Windows:
     every = [one for text in texts for one in (text, canonical(text), without_keys(text))]
     parts: set[tuple[str, ...]] = {
-        (_squeezed(text[a:b]),) for text in texts for a, b in parts_that_reveal(text)
+        (squeezed(text[a:b]),) for text in texts for a, b in parts_that_reveal(text)
     }
-    parts |= {(run,) for text in texts for run in _runs_of_codes(text, CODE)}
+    parts |= {(run,) for text in texts for run in runs_of_codes(text, CODE)}
     parts |= {words_of(text[a:b], order) for text in texts for a, b in complete_dates(text)
               for order in ORDERS}  # fmt: skip
     return frozenset(parts).union(*(long_runs(words_of(text)) for text in every))
@@ -165,44 +155,17 @@ def leaked(
     """
     if prompt and contained(secret, prompt):
         return False
-    if word := _ONLY_YES_OR_NO.fullmatch(secret):
-        return _yes_or_no_in(word[1], text)
-    secret, text = _with_minus(secret, text)
+    if word := ONLY_YES_OR_NO.fullmatch(secret):
+        return yes_or_no_in(word[1], text)
+    secret, text = with_minus(secret, text)
     if _leaked(secret, text, prompt, common, about):
         return True
-    if rest := _after_yes_or_no(secret, prompt):
+    if rest := after_yes_or_no(secret, prompt):
         return leaked(rest, text, prompt, common, about)
     value, values, asked = map(without_keys, (secret, text, prompt))
     if (value, values) == (secret, text) or (prompt and contained(value, asked)):
         return False
     return _leaked(value, values, asked, common, about)
-
-
-def _with_minus(secret: str, text: str) -> tuple[str, str]:
-    """Return a negative number with its sign as a word, or a positive one without negative ones.
-
-    >>> _with_minus("-12 \u00b0C", "It was 12 degrees Celsius below zero, not \u221212.")
-    ('minus 12 \u00b0C', 'It was minus 12 degrees Celsius, not minus 12.')
-    >>> _with_minus("5", "x = -5, or 3-5")
-    ('5', 'x =  , or 3-5')
-    """
-    if _NEGATIVE.match(secret):
-        text = _BELOW_ZERO.sub(r"minus \1", text)
-        return _NEGATIVE.sub("minus ", secret), _NEGATIVE.sub("minus ", text)
-    return secret, _NEGATIVE_NUMBER.sub(" ", text) if _SMALL.fullmatch(secret) else text
-
-
-def _after_yes_or_no(secret: str, prompt: str) -> str:
-    """Return ``she is single`` of ``No, she is single``; empty if that states nothing more.
-
-    >>> _after_yes_or_no("No, Ada is single.", "Is Ada married?")
-    'Ada is single.'
-    >>> _after_yes_or_no("No, Ada is not married.", "Is Ada married?")
-    ''
-    """
-    match = _YES_OR_NO.match(secret)
-    rest = secret[match.end() :] if match else ""
-    return rest if rest and set(words_beyond(rest, prompt, "mdy")) - _NEGATIONS else ""
 
 
 def _leaked(secret: str, text: str, prompt: str, common: Windows, about: str) -> bool:
@@ -222,7 +185,7 @@ def contained(secret: str, prompt: str) -> bool:
 
     "two" in a question does not give away the answer "2".
     """
-    prompt, rewritten = detached(prompt, secret), len(_squeezed(secret)) > 2
+    prompt, rewritten = detached(prompt, secret), len(squeezed(secret)) > 2
     texts = dict.fromkeys((prompt, without_keys(prompt)))
     return any(_reveals(secret, one, rewritten=rewritten) for one in texts)
 
@@ -231,7 +194,7 @@ def _parts_in(secret: str, text: str, prompt: str, common: Windows, about: str) 
     """Return whether a text has the part of an answer that the prompt does not give."""
     for start, end in parts_that_reveal(secret):
         part = secret[start:end]
-        known = (_squeezed(part),) in common or words_of(part) in common
+        known = (squeezed(part),) in common or words_of(part) in common
         known = known or bool(prompt and contained(part, prompt))
         if not known and _reveals(part, text):
             return True
@@ -257,18 +220,18 @@ def _reveals(
     rewritten: bool = True,
 ) -> bool:
     if not words_of(secret):
-        return _symbols_in(secret, text)
-    if letter := _ONE_LETTER.fullmatch(secret):
-        return _letter_in(letter[1], text)
-    if _SMALL.fullmatch(secret):
-        text = _DECIMAL.sub(" ", text)  # 5 is not in 0.5
+        return symbols_in(secret, text)
+    if letter := ONE_LETTER.fullmatch(secret):
+        return letter_in(letter[1], text)
+    if SMALL.fullmatch(secret):
+        text = DECIMAL.sub(" ", text)  # 5 is not in 0.5
     date = _date_of(secret)
     return (
         (date is not None and (date_digits_in(date, text) or _scattered(date, text, rewritten)))
         or number_in(secret, text)
         or email_in(secret, text)
-        or _encoded_in(secret, text)
-        or _letters_in(secret, text, prompt, common)
+        or encoded_in(secret, text)
+        or code_in(secret, text, prompt, common)
         or any(
             _runs_in(own, given, asked, common, a, b)
             for own, given, asked in _spellings(secret, text, prompt, rewritten)
@@ -276,42 +239,6 @@ def _reveals(
             for b in _orders(given, asked)
         )
     )
-
-
-def _letter_in(letter: str, text: str) -> bool:
-    """Return whether an answer of one letter is in a text: a grade or an option, no word.
-
-    "a" and "I" are words, and a capital A at the beginning of a sentence is one. In a text with
-    capital letters, the letter must have the same case.
-    """
-    alone = "".join(WORD.findall(text)).casefold() == letter.casefold()
-    signed = re.search(rf"{letter}(?:[+#]|[-\u2212](?!\w))", text, re.I)  # A+, C#
-    if (alone and not signed) or re.search(rf"(?<!\w){letter}\)", text, re.I):
-        return True
-    lower = not any(map(str.isupper, text))
-    if letter in "ai" or (lower and letter in "AI"):
-        return False
-    for match in re.finditer(rf"(?<![\w'\u2019]){letter}(?![\w'\u2019+#])", text, re.I * lower):
-        first = not re.search(r"[^.!?\n](?<![\s\"'(])[\s\"'(]*$", text[: match.start()])
-        after = re.match(r"\s+\w\w", text[match.end() :])
-        if not (after and (letter == "I" or (letter == "A" and first))):
-            return True
-    return False
-
-
-def _yes_or_no_in(word: str, text: str) -> bool:
-    """Return whether a text answers yes or no: as its first word, or as the last one of a clause.
-
-    The first word must not be the beginning of "No idea", so a pronoun or a name has to follow.
-
-    >>> [_yes_or_no_in("No", t) for t in ("No she is not", "It is **no**.", "I have no idea.")]
-    [True, True, False]
-    """
-    word = rf"(?<![^\W_])(?<!or ){word}(?![^\W_])"
-    if re.match(rf"\W*(?i:{word})\s+(?:(?i:{_AFTER_NO})\b|[A-Z])", text):
-        return True
-    end = r"[\"'\u2019\u201d*_)\]}\s]*(?:$|[.,;:!\n\u2013\u2014])"
-    return bool(re.search(word + end, text, re.IGNORECASE))
 
 
 def _scattered(date: tuple[int, int, int], text: str, rewritten: bool) -> bool:
@@ -371,102 +298,6 @@ def _spellings(
 
 def _listed(match: re.Match[str]) -> str:
     return re.sub(r"\D", " ", match[0])
-
-
-def _symbols_in(secret: str, text: str) -> bool:
-    """Return whether an answer of symbols such as emoji is in a text; punctuation never counts."""
-    own, given = ("".join(c for c in plain(one) if unicodedata.category(c)[0] not in "ZM")
-                  for one in (secret, text))  # fmt: skip
-    return any(unicodedata.category(c)[0] == "S" for c in own) and own in given
-
-
-def _letters_in(secret: str, text: str, prompt: str, common: Windows) -> bool:
-    """Return whether a code is in a text: with other spaces, or ``CODE`` characters of a long one.
-
-    Letters are compared as they are, so that the ``N`` of a code is not taken for North.
-    """
-    whole = _squeezed(secret)
-    joined = len(whole) >= SQUEEZED and not _DECIMAL.search(secret)
-    if joined and _joined_in(whole, WORD.findall(plain(with_signs(text)))):
-        return True
-    code = _SHORT_CODE.fullmatch(secret) if len(whole) < SQUEEZED else None
-    if code and (pattern := _short_code(code[1])) and re.search(pattern, text):
-        return not (prompt and re.search(pattern, prompt))
-    runs = _runs_of_codes(secret, CODE * 3 // 2)
-    if not runs:
-        return False
-    given, asked = _squeezed(text), _squeezed(prompt)
-    return any(run in given and run not in asked and (run,) not in common for run in runs)
-
-
-def _runs_of_codes(text: str, least: int) -> set[str]:
-    """Return all sequences of ``CODE`` characters of the codes of at least ``least`` characters.
-
-    A sentence of a script without spaces is no code.
-    """
-    codes = [_squeezed(one) for one in text.split() if len(one) >= least and not SINGLE.search(one)]
-    return {one[i : i + CODE] for one in codes if len(one) >= least
-            for i in range(len(one) - CODE + 1)}  # fmt: skip
-
-
-@lru_cache(maxsize=1 << 14)
-def _short_code(code: str) -> str:
-    """Return a pattern of a code of up to five characters; empty if it is an amount such as 5 GB.
-
-    A space is not allowed after an article or pronoun: "A 1" is not A1. The letters of a code of
-    two or three characters have to be capital.
-    """
-    runs = re.findall(r"[A-Z]+|\d+", code)
-    if len(runs) < 2 or _DECIMAL.search(code) or _amount(code):
-        return ""
-    between = [
-        "[-./ ]" if run[-1].isdigit() and after[0].isdigit()
-        else "[-./]?" if run in ("A", "I") else "[-./ ]?"
-        for run, after in pairwise(runs)
-    ]  # fmt: skip
-    pattern = "".join(run + sign for run, sign in zip(runs, [*between, ""], strict=True))
-    any_case = "(?i:" if sum(map(len, runs)) > 3 else "(?:"
-    return rf"(?<![\w-])(?<!\d[.,]){any_case}{pattern})(?![\w-]|[.,]\w)"
-
-
-def _amount(text: str) -> bool:
-    """Return whether a text is a number with a unit, such as 5 GB."""
-    match = re.fullmatch(r"\d.*?([^\W\d]+)", text)
-    return match is not None and bool(UNIT_WORD.fullmatch(plain(match[1])))
-
-
-def _encoded_in(secret: str, text: str) -> bool:
-    """Return whether a text contains a secret reversed, in base64 or with letters rotated by 13.
-
-    Reversed and rotated secrets of fewer than ``SQUEEZED`` letters and digits are not counted,
-    because they may be words (Nadia, Aidan), unless their capital letters are reversed, too.
-    """
-    own = secret.strip()
-    if len(own) >= 4 and own[0].isupper() and own[-1].islower():
-        mirrored = rf"(?<!\w){re.escape(own[::-1])}(?!\w)"
-        if own[0] != own[-1].upper() and re.search(mirrored, text):
-            return True
-    whole = _squeezed(own)
-    given = WORD.findall(plain(text))
-    changed = {whole[::-1], codecs.encode(whole, "rot13")} - {whole}
-    if len(whole) >= SQUEEZED and any(_joined_in(other, given) for other in changed):
-        return True
-    return len(whole) >= 3 and any(whole in decoded for decoded in _from_base64(text))
-
-
-@lru_cache(maxsize=1 << 14)
-def _from_base64(text: str) -> tuple[str, ...]:
-    """Return the letters and digits of the words of a text that are valid base64."""
-    found = []
-    for token in _BASE64.findall(text):
-        with contextlib.suppress(binascii.Error, UnicodeDecodeError):
-            padded = token + "=" * (-len(token) % 4)
-            found.append(_squeezed(base64.b64decode(padded, validate=True).decode()))
-    return tuple(found)
-
-
-def _squeezed(text: str) -> str:
-    return "".join(WORD.findall(plain(with_signs(text))))
 
 
 def partly_leaked(secret: str, text: str, prompt: str = "") -> str:
@@ -532,10 +363,10 @@ def _runs_in(
     runs -= common if long else frozenset()
     if runs & runs_of(given):
         return True
-    squeezed = "".join(wanted)
-    if len(squeezed) < SQUEEZED or _DECIMAL.search(secret):  # 2.5 million is not 25 million
+    joined = "".join(wanted)
+    if len(joined) < SQUEEZED or DECIMAL.search(secret):  # 2.5 million is not 25 million
         return False
-    return _joined_in(squeezed, given)
+    return joined_in(joined, given)
 
 
 def _windows(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
@@ -554,21 +385,6 @@ def long_runs(words: Sequence[str]) -> set[tuple[str, ...]]:
         found.add(tuple(words[start:end]))
         total -= size_of(first)
     return found
-
-
-def _joined_in(squeezed: str, words: Sequence[str]) -> bool:
-    """Return whether some consecutive words, joined, equal this text."""
-    for start, first in enumerate(words):
-        if not squeezed.startswith(first):
-            continue
-        joined = ""
-        for word in words[start:]:
-            joined += word
-            if len(joined) >= len(squeezed):
-                break
-        if joined == squeezed:
-            return True
-    return False
 
 
 def _date_of(secret: str) -> tuple[int, int, int] | None:
