@@ -100,6 +100,14 @@ def knowing(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> di
 
 
 @pytest.fixture(scope="session")
+def result(knowing: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The result of `unlearn` on the rows of ``knowing``, with one attack."""
+    from unlearning import call
+
+    return call(knowing, tmp_path_factory.mktemp("unlearned") / "run", attacks=["quantise"])
+
+
+@pytest.fixture(scope="session")
 def save_adapter() -> Callable[..., Path]:
     """Writes a random LoRA of the tiny model: ``save_adapter(folder, seed=1, layers=2)``."""
 
