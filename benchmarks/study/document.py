@@ -35,7 +35,10 @@ def document(found: Found, pictures: set[str], folder: str) -> Iterator[str]:
     study, results = found.study, found.results
     yield from (f"# {study.title}", "", study.text.strip(), "")
     yield from _summary(study, results)
+    missing = [section for section in study.parts if not _is_measured(section, results)]
     for section in study.parts:
+        if section in missing:
+            continue
         yield from (f"## {section.title}", "")
         if section.text:
             yield from (section.text.strip(), "")
@@ -50,22 +53,35 @@ def document(found: Found, pictures: set[str], folder: str) -> Iterator[str]:
             if name in pictures:
                 yield from (f"![{figure.caption}]({folder}/{name})", "", f"*{figure.caption}*", "")
         yield from _commands(found, section)
+    if missing:
+        yield from ("## Not measured yet", "", "```bash")
+        yield from (f"{found.command} --only {s.name}  # {s.title}" for s in missing)
+        yield from ("```", "")
     yield from _circumstances(found)
+
+
+def _is_measured(section: StudySection, results: Results) -> bool:
+    """Return whether a step of a part was run, or, if it has none, one that its tables show."""
+    own = [step.name for step in section.steps]
+    shown = [name for table in section.tables for row in table.rows for name in row.steps]
+    return not {*(own or shown)}.isdisjoint(results)
 
 
 def _summary(study: StudyDefinition, results: Results) -> Iterator[str]:
     """Return a table of the claims, one line each."""
     found = [v for section in study.parts for t in section.tables for v in verdicts(t, results)]
+    missing = [v for v in found if v.here.holds is None and not v.here.detail]
     done = sum(result["state"] == "done" for result in results.values())
     total = len(list(study.steps()))
     yield from ("## In short", "")
     yield (
         f"{done} of {total} steps are done. Each claim is judged below with its numbers. A verdict "
-        "is *open* if the 95 % intervals of the numbers also allow the opposite answer:"
+        "is *open* if the 95 % intervals of the numbers also allow the opposite answer"
+        + (f". Claims not measured yet: {len(missing)}." if missing else ":")
     )
     yield ""
     yield from ("| claim | published | here | verdict |", "|---|---|---|---|")
-    for verdict in found:
+    for verdict in (one for one in found if one not in missing):
         yield f"| {verdict.claim.text} | {_truth(verdict, True)} | {_truth(verdict, False)} | " + (
             f"{verdict.word.lower()}{', open' if verdict.settled is False else ''} |"
         )

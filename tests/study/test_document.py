@@ -89,7 +89,7 @@ def test_results_of_other_commands_are_not_shown(results: Path) -> None:
     values = json.loads((results / "main.json").read_text())
     write_json(results / "main.json", values | {"fingerprint": "of other commands"})
     text = write_document(results, results.parent / "study.md").read_text()
-    assert "0.550" not in text and "Not run yet: main" in text
+    assert "0.550" not in text and "## Not measured yet" in text
 
 
 def test_a_diverged_training_is_reported_as_a_result(results: Path) -> None:
