@@ -122,17 +122,20 @@ class Run:
         return self.root / "log.txt"
 
     def base(self) -> str:
-        """Return the model before unlearning: the recipe's, or the one that memorised the data.
-
-        The relative path of a folder is relative to the directory where the run was started.
-        """
-        manifest = self.read_manifest()
-        base, started = manifest.get("base"), manifest.get("directory")
+        """Return the model before unlearning: the recipe's, or the one that memorised the data."""
+        base = self.read_manifest().get("base")
         if isinstance(base, dict) and isinstance(base.get("path"), str):
             return str(base["path"])
+        return self.named_model()
+
+    def named_model(self) -> str:
+        """Return the model that the recipe names.
+
+        The path of a folder is relative to the directory where the run was started.
+        """
         from mergeforget.recipe import load_recipe
 
-        name = load_recipe(self.recipe).model.name
+        name, started = load_recipe(self.recipe).model.name, self.read_manifest().get("directory")
         if isinstance(started, str) and started != os.getcwd():
             return str(folder) if (folder := Path(started, name)).is_dir() else name
         return name

@@ -38,7 +38,7 @@ def card_of(run: Run, name: str, kind: str) -> str:
     why = chosen.sentence if chosen else ""
     doubt = f"**Warning.** {_plain(chosen.warning)}" if chosen and chosen.warning else ""
     parts = [
-        _metadata(run, recipe, name, kind),
+        _metadata(run, name, kind),
         f"# {_plain(name)}\n\nA language model that was made to forget chosen training data, by "
         "merging an over-forgetting and an under-forgetting LoRA adapter with "
         f"[mergeforget](https://pypi.org/project/mergeforget/).\n\n{_plain(why)}".rstrip(),
@@ -53,13 +53,14 @@ def card_of(run: Run, name: str, kind: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(run: Run, recipe: Recipe, name: str, kind: str) -> str:
+def _metadata(run: Run, name: str, kind: str) -> str:
     """Return the hub's metadata: licence and id of the base, and the scores as a model index."""
-    base = _hub_name(recipe.model.name)
+    named = run.named_model()
+    base = _hub_name(named)
     values: dict[str, Any] = {
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
-        **_licence(recipe.model.name, base),
+        **_licence(named, base),
         "tags": ["unlearning", "machine-unlearning", "model-merging", "lora", "mergeforget"],
     }
     if base is not None:  # the hub takes the id of one of its models, and no path

@@ -187,6 +187,17 @@ def test_the_card_has_the_metadata_of_the_hub(chosen: Run) -> None:
     assert "uses the loss of whole documents." in body
 
 
+def test_a_base_in_a_relative_folder_is_found_from_elsewhere_and_is_no_model_of_the_hub(
+    chosen: Run, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_folder.parent)
+    chosen.write_recipe(change(load_recipe(chosen.recipe), model={"name": tiny_folder.name}))
+    monkeypatch.chdir(tmp_path)
+    assert Path(chosen.base()).samefile(tiny_folder)
+    text = (Path(export(chosen).folder) / "README.md").read_text()
+    assert "base_model" not in text and "huggingface.co/" + tiny_folder.name not in text
+
+
 def test_the_hub_reads_the_scores_and_the_licence_of_a_card(chosen: Run) -> None:
     from huggingface_hub import ModelCard
 
