@@ -36,7 +36,7 @@ from mergeforget.search.grid import PredictedDensity, begin_at, grid, layer_grou
 from mergeforget.search.objective import ATTACKED, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import score_parts
-from mergeforget.search.split import load_data
+from mergeforget.search.split import DIFFICULTY, load_data
 from mergeforget.search.store import JOURNAL, Store, settings_of, template_facts
 from mergeforget.search.warnings import one_sided
 
@@ -144,6 +144,7 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         store.begin(settings, options.again)
         if data.holdout:  # after the checks: a refused search must not change the run
             write_text(run.data / "holdout.jsonl", data.holdout)
+            (run.data / DIFFICULTY).unlink(missing_ok=True)  # of the other non-members
         run.set_state("search", "running")
 
         @cache
@@ -343,11 +344,12 @@ class Searching:
         return True
 
     def _measure(self, name: str, adapter: Adapter | None) -> None:
-        by_variant = self.explorer.evaluator().measure(adapter, name)
-        evaluation = self.recipe.evaluation
+        evaluator, evaluation = self.explorer.evaluator(), self.recipe.evaluation
+        by_variant = evaluator.measure(adapter, name)
         score = partial(
-            score_parts, by_variant, self.spec, evaluation.benchmark, evaluation.metrics
-        )
+            score_parts, by_variant, self.spec, evaluation.benchmark, evaluation.metrics,
+            difficulty=evaluator.data.difficulty,
+        )  # fmt: skip
         base, keeping = name == "base", None
         if len(by_variant) > 1:
             keeping = known_variants(score() if base else self.store.scores["base"])
@@ -358,7 +360,6 @@ class Searching:
             )
         scores = score(keeping=keeping)
         if leaks := self.objective.figures & set(ATTACKED):
-            evaluator = self.explorer.evaluator()
             scores += evaluator.measure_leaks(adapter, name, leaks, self.spec)
         self.store.keep(name, worst_case(by_variant, keeping), scores)
 

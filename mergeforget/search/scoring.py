@@ -58,14 +58,17 @@ def score_parts(
     benchmark: str,
     metrics: Sequence[str] = (),
     keeping: Collection[str] | None = None,
+    difficulty: Mapping[str, float] | None = None,
 ) -> list[Score]:
     """Score all rows and both splits, each by the worst case over the prompt variants.
 
     Args:
         keeping: Variants that count for retention; see ``known_variants``. None for all.
+        difficulty: As in ``split_measured``.
     """
     parts = {
-        variant: {"all": measured} | split_measured(measured, spec.choose_share, spec.seed)
+        variant: {"all": measured}
+        | split_measured(measured, spec.choose_share, spec.seed, difficulty)
         for variant, measured in variants.items()
     }
 

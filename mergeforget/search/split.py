@@ -5,12 +5,18 @@ the candidate is biased, and the report uses other rows. The forget rows are in 
 are everything that is to be forgotten, and the verdict is about these rows only. If they were
 divided, the candidate would be chosen on one part of the request and judged on the other: with 12
 rows, the AUC of every candidate of a search differed by 0.11 to 0.24 between the parts.
+
+With few non-members, the halves of a random split differ, too: one half is easier to any model, so
+that a candidate with an AUC of 0.5 on one half has another one on the other half. If the NLL of the
+non-members under the base is known, the splits therefore get one of each two rows that are next to
+each other by NLL, drawn at random. The base never saw these rows, and the draw does not depend on
+any candidate, so the report stays unbiased.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,9 +37,12 @@ PARTS = ("choose", "report")
 SHARED = ("forget",)  # splits of the data that are in both parts
 Group = tuple[str, str]  # (split, subject): a document; (split, id) in a split of one subject
 FEWEST = 2  # non-members, one per split
+DIFFICULTY = "difficulty.json"  # file in RUN/data: NLL under the base by non-member, see ``group``
 
 
-def split_measured(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
+def split_measured(
+    measured: Measured, share: float, seed: int, difficulty: Mapping[str, float] | None = None
+) -> dict[str, Measured]:
     """Split measurements by document, so that rows of one document stay together.
 
     If all rows of the retain set or all non-members are about one subject, the rows of that set are
@@ -43,6 +52,8 @@ def split_measured(measured: Measured, share: float, seed: int) -> dict[str, Mea
         measured: Measurements of any model; the split depends on the rows only.
         share: Fraction of the documents in the selection split, in (0, 1).
         seed: Random seed. Retain rows and non-members are split separately, stratified by task.
+        difficulty: NLL of the non-members under the base, in nats per token, by subject, or by id
+            if they are about one subject. The splits are matched by it if all are known.
 
     Returns:
         ``choose``, the selection split, and ``report``. Forget rows are in both, since they are
@@ -52,7 +63,7 @@ def split_measured(measured: Measured, share: float, seed: int) -> dict[str, Mea
     lone = lone_subjects([*map(group, rows), *map(loss_group, measured.losses)])
     pairs = [(group(row, lone), row.task) for row in rows]
     pairs += [(loss_group(loss, lone), loss.task) for loss in measured.losses]
-    choosing = choosing_subjects(joined_tasks(pairs), share, seed)
+    choosing = choosing_subjects(joined_tasks(pairs), share, seed, difficulty)
 
     def part_of(chooses: bool) -> Measured:
         def has(key: Group) -> bool:
@@ -120,15 +131,27 @@ def joined_tasks(pairs: Iterable[tuple[Group, str]]) -> dict[Group, str]:
     return {key: "+".join(sorted(tasks)) for key, tasks in found.items()}
 
 
-def choosing_subjects(tasks: Mapping[Group, str], share: float, seed: int) -> set[Group]:
-    """Draw the documents of the selection split, stratified by split and task."""
+def choosing_subjects(
+    tasks: Mapping[Group, str],
+    share: float,
+    seed: int,
+    difficulty: Mapping[str, float] | None = None,
+) -> set[Group]:
+    """Draw the documents of the selection split, stratified by split and task, and by difficulty.
+
+    >>> tasks = {("holdout", name): "birth" for name in "abcd"}
+    >>> found = choosing_subjects(tasks, 0.5, 0, {"a": 1.0, "b": 7.0, "c": 7.1, "d": 1.2})
+    >>> [sum(("holdout", name) in found for name in pair) for pair in ("ad", "bc")]
+    [1, 1]
+    """
     strata: dict[tuple[str, str], list[Group]] = {}
     for key in sorted(tasks):
         strata.setdefault((key[0], tasks[key]), []).append(key)
     chosen: set[Group] = set()
     for split in sorted({split for split, _ in strata}):
         within = {task: keys for (s, task), keys in sorted(strata.items()) if s == split}
-        chosen |= _draw(within, share, f"{seed}-{split}")
+        known = difficulty if split == "holdout" and difficulty else {}
+        chosen |= _draw(within, share, f"{seed}-{split}", known)
     return chosen
 
 
@@ -144,20 +167,41 @@ def loss_group(loss: DocumentLoss, lone: Collection[str] = frozenset()) -> Group
 
 
 def _draw(
-    strata: dict[str, list[tuple[str, str]]], share: float, seed: str
-) -> set[tuple[str, str]]:
-    """Draw ``share`` of each stratum; rounding errors do not add up over the strata."""
-    target, chosen = 0.0, set[tuple[str, str]]()
+    strata: dict[str, list[Group]], share: float, seed: str, difficulty: Mapping[str, float]
+) -> set[Group]:
+    """Draw ``share`` of each block; rounding errors do not add up over the blocks."""
+    target, chosen = 0.0, set[Group]()
     total = sum(map(len, strata.values()))
-    for task, keys in strata.items():
+    for name, keys in _blocks(strata, share, difficulty):
         target += share * len(keys)
         take = min(len(keys), max(0, round(target) - len(chosen)))
-        random.Random(f"{seed}-{task}").shuffle(keys)
+        random.Random(f"{seed}-{name}").shuffle(keys)
         chosen |= set(keys[:take])
     if total > 1 and len(chosen) in (0, total):  # neither split may be empty
         all_keys = [key for keys in strata.values() for key in keys]
         chosen ^= {all_keys[-1] if chosen else all_keys[0]}
     return chosen
+
+
+def _blocks(
+    strata: dict[str, list[Group]], share: float, difficulty: Mapping[str, float]
+) -> Iterator[tuple[str, list[Group]]]:
+    """Yield the strata, or, if the difficulty of all is known, pairs of similar difficulty.
+
+    The pairs are ordered by task and difficulty; a task with an odd number of documents shares a
+    pair with the next more difficult one. If ``share`` is not a half, the blocks are larger.
+    """
+    if not all(key[1] in difficulty for keys in strata.values() for key in keys):
+        yield from strata.items()
+        return
+    level = {key: difficulty[key[1]] for keys in strata.values() for key in keys}
+    by_task = sorted(
+        strata.values(), key=lambda keys: sum(map(level.__getitem__, keys)) / len(keys)
+    )
+    ordered = [key for keys in by_task for key in sorted(keys, key=lambda key: (level[key], key))]
+    size = max(2, round(1 / min(share, 1 - share)))
+    for start in range(0, len(ordered), size):
+        yield str(start), ordered[start : start + size]
 
 
 def count(losses: Iterable[DocumentLoss]) -> tuple[int, int]:
@@ -176,6 +220,8 @@ class SearchData:
         levels: NLL under the base of the twins of ``forget`` and ``unseen`` rows, each by row id,
             if a training with ``until`` measured it.
         total: Number of forget rows before ``evaluation.limit``; None if unknown.
+        difficulty: NLL of the non-members under the base, if a training measured it; see
+            ``split_measured``.
     """
 
     forget: list[Row]
@@ -185,6 +231,7 @@ class SearchData:
     holdout: str = ""
     levels: dict[str, dict[str, float]] = field(default_factory=dict)
     total: int | None = None
+    difficulty: dict[str, float] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> tuple[int, int] | None:
@@ -205,7 +252,7 @@ class SearchData:
         """
         rows, lone = self._rows(), self.lone()
         tasks = joined_tasks((group(row, lone), row.task) for row in rows)
-        chosen = choosing_subjects(tasks, share, seed)
+        chosen = choosing_subjects(tasks, share, seed, self.difficulty)
         same = {"mia_level": "mia", "revealed": "forget"}
         figures = {same.get(name, name) for name in figures}
         aggregated = not figures <= {"mia", "retain", "forget"}
@@ -222,6 +269,7 @@ class SearchData:
             part(self.members, "mia"),
             part(self.nonmembers, "mia"),
             levels=self.levels,
+            difficulty=self.difficulty,
         )
 
 
@@ -265,7 +313,15 @@ def load_data(
         "" if holdout is None else jsonl_text(row.to_dict() for row in outside),
         _levels(run.root / "until" / "over.json"),
         total=len(forget),
+        difficulty=_difficulty(run.data / DIFFICULTY) if holdout is None else {},
     )
+
+
+def _difficulty(path: Path) -> dict[str, float]:
+    """Return the NLL of each non-member under the base; empty if no training measured it."""
+    found = read_json_object(path) if path.exists() else {}
+    with reading(path):
+        return {str(name): float(value) for name, value in found.items()}
 
 
 def _levels(path: Path) -> dict[str, dict[str, float]]:

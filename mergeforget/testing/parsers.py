@@ -163,6 +163,12 @@ def _until(run: Any) -> Any:
     return end_of(run, "over"), _levels(run.root / "until" / "over.json")
 
 
+def _nonmembers(run: Any) -> Any:
+    from mergeforget.search.split import DIFFICULTY, _difficulty
+
+    return _difficulty(run.data / DIFFICULTY)
+
+
 def _cache(run: Any) -> Any:
     from mergeforget.evaluate.cache import EvaluationCache
 
@@ -325,6 +331,7 @@ FUZZED: dict[str, FuzzedParser] = {
     "answers": _run_file("answers/under.jsonl", [valid.ANSWER], _answers),
     "losses": _run_file("answers/under.losses.jsonl", valid.LOSSES, _losses),
     "end of a training": _run_file("until/over.json", valid.UNTIL, _until),
+    "difficulty.json": _run_file("data/difficulty.json", {"Ann": 2.5, "Bob": 4.0}, _nonmembers),
     "evaluation cache": _run_file("cache.jsonl", valid.CACHED, _cache),
     "evidence.json": FuzzedParser(_evidence, "evidence.json", _small_evidence),
     "adapter_config.json": FuzzedParser(_config, "config.json", json.dumps(valid.LORA)),

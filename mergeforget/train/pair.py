@@ -27,7 +27,14 @@ from mergeforget.train.memorise import check_whole, is_memorised, memorise, memo
 from mergeforget.train.objective import check_recipe, describe
 from mergeforget.train.precision import widened_weights
 from mergeforget.train.reference import reference_of
-from mergeforget.train.run_rows import Sets, end_of, prepare, record_template, rows_by_set
+from mergeforget.train.run_rows import (
+    Sets,
+    end_of,
+    measure_difficulty,
+    prepare,
+    record_template,
+    rows_by_set,
+)
 from mergeforget.train.together import Partners, trains_together
 from mergeforget.train.tokenize import encode_sets, within_positions
 from mergeforget.train_config import Full
@@ -205,12 +212,13 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJ
         f"{training.batch_size * training.accumulation(len(sets.forget))} rows per step, "
         f"learning rate {training.learning_rate:g}"
     )
+    template = template_of(base.tokenizer, recipe.data)
+    measure_difficulty(job.run, recipe, sets, training, base, template)
     job.run.set_state(job.stage, "running")
     sides = rows_by_set(job.run, recipe, sets, training)
     assert recipe.pair is not None
     shared = recipe.pair.trajectory == "shared"
     try:
-        template = template_of(base.tokenizer, recipe.data)
         train_adapter(base.model, base.tokenizer, sides, training, job, template,
                       under=recipe.pair.under.until if shared else None)  # fmt: skip
     except Exception:
@@ -253,6 +261,7 @@ def train_single(
         if training.until:
             length = "until its condition holds"
         say(f"{stage}: {describe(training)}, {length}")
+        measure_difficulty(run, recipe, sets, training, base, template)
         run.set_state(stage, "running")
         rows = rows_by_set(run, recipe, sets, training)
         train = train_model if training.full else train_adapter

@@ -18,11 +18,11 @@ from mergeforget.data.twins import as_stand_ins, make_twins, nonmember_twins
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.membership import unseen
-from mergeforget.files import read_json_object, reading, write_jsonl
+from mergeforget.files import read_json_object, reading, write_json, write_jsonl
 from mergeforget.model_files import content_of, locate
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe
-from mergeforget.run import Run, file_facts
-from mergeforget.search.split import group, load_data
+from mergeforget.run import PAIR, Run, file_facts
+from mergeforget.search.split import DIFFICULTY, group, load_data
 from mergeforget.train.tokenize import check_replaceable, check_weights
 from mergeforget.train_config import Training
 
@@ -308,6 +308,41 @@ def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dic
         if imitations:
             rows["imitations"] = imitations
     return rows
+
+
+def measure_difficulty(
+    run: Run, recipe: Recipe, sets: Sets, training: Training, loaded: Any, template: PromptTemplate
+) -> None:
+    """Measure the NLL of the non-members under the base, by which they are split.
+
+    This is done once, before the first training with ``until``: its checks measure the non-members
+    of the selection split. The NLL is the mean over the forms of prompts that are trained.
+
+    Args:
+        loaded: The base model with its tokenizer.
+    """
+    from mergeforget.train.nlls import read_nlls
+    from mergeforget.train.prompt_forms import forms_to_add
+    from mergeforget.train.tokenize import encode_set
+
+    path, stages = run.data / DIFFICULTY, (*PAIR, "adapter", "model")
+    if not training.until or on_main(lambda: path.exists() or any(map(run.state, stages))):
+        return
+    data = load_data(run, recipe.evaluation, None, recipe.search.seed, warn=False)
+    lone = data.lone()
+    groups = {group(row, lone) for row in data.nonmembers}
+    rows = [row for row in sets.holdout if group(row, lone) in groups]
+    found: dict[str, list[float]] = {}
+    others = forms_to_add(loaded.tokenizer, {"forget": rows}, training, template)
+    for variant in (template, *others):
+        try:
+            examples = encode_set(loaded.tokenizer, rows, "unseen", training, variant)
+        except InputError:  # a variant that the template cannot render is not trained either
+            continue
+        for one, nll in zip(examples, read_nlls(loaded.model, examples)[0].tolist(), strict=True):
+            found.setdefault(group(rows[one.source], lone)[1], []).append(nll)
+    means = {name: sum(nlls) / len(nlls) for name, nlls in sorted(found.items())}
+    on_main(lambda: write_json(path, means))
 
 
 def record_template(run: Run, tokenizer: Any, template: PromptTemplate) -> None:

@@ -12,7 +12,12 @@ from mergeforget.data.people import make_people
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.metrics._statistics import auc_draws
-from mergeforget.search.split import SearchData, check_enough, split_measured
+from mergeforget.search.split import (
+    SearchData,
+    check_enough,
+    choosing_subjects,
+    split_measured,
+)
 
 
 def measured_of(splits: dict[str, list[Row]], nll: float = 1.0) -> Measured:
@@ -57,28 +62,66 @@ def test_the_splits_share_forget_rows_only_and_keep_documents_whole(
     assert not subjects[0] & subjects[1]
 
 
-def test_the_report_covers_the_truth_of_a_candidate_that_was_chosen_on_the_same_forget_rows() -> (
-    None
-):
-    """20 candidates move 12 forget rows by different amounts; 12 non-members choose, 12 report.
+def choose_and_report(matched: bool) -> tuple[float, np.ndarray, np.ndarray]:
+    """Simulate searches on 12 forget rows and 24 non-members, 12 in each split.
 
-    The truth is the AUC of these 12 rows against all non-members (normal with variance 2).
+    20 candidates move the forget rows by different amounts. The truth is the AUC of the chosen one
+    against all non-members (normal with variance 1.36); 0.8 of their variance is that of the base.
+
+    Returns:
+        Share of intervals that contain the truth, the reported AUCs, and the true ones.
     """
-    draw, covered, apart, runs = np.random.default_rng(3), 0, [], 300
-    for _ in range(runs):
+    draw, covered, reported, truths = np.random.default_rng(3), 0, [], []
+    names = [("holdout", f"{i:02}") for i in range(24)]
+    for run in range(300):
         row, own = draw.normal(0, 0.7, (1, 12)), draw.normal(0, 0.7, (20, 12))
         members = draw.uniform(-1.5, 1.5, (20, 1)) + row + own
         common = draw.normal(0, 1, (1, 24))
-        others = common + draw.normal(0, 1, (20, 24))  # each candidate changes them, too
-        above = (others[:, None, :12] > members[:, :, None]).mean((1, 2))
+        others = common + draw.normal(0, 0.6, (20, 24))  # each candidate changes them, too
+        known = {name: float(nll) for (_, name), nll in zip(names, common[0], strict=True)}
+        chosen = choosing_subjects(dict.fromkeys(names, ""), 0.5, run, known if matched else None)
+        first = np.array([name in chosen for name in names])
+        above = (others[:, None, first] > members[:, :, None]).mean((1, 2))
         best = int(np.argmin(np.abs(above - 0.5)))
-        truth = norm.sf(members[best] / np.sqrt(2)).mean()
-        report = others[best, 12:]
+        truths.append(norm.sf(members[best] / np.sqrt(1.36)).mean())
+        report = others[best, ~first]
         low, high = np.percentile(auc_draws(-members[best], -report), [2.5, 97.5])
-        covered += low <= truth <= high
-        apart.append((report[None] > members[best][:, None]).mean() - truth)
-    assert covered / runs >= 0.95
-    assert abs(np.mean(apart)) < 0.02  # the choice does not bias the report
+        covered += low <= truths[-1] <= high
+        reported.append((report[None] > members[best][:, None]).mean())
+    return covered / 300, np.array(reported), np.array(truths)
+
+
+def test_the_report_covers_the_truth_of_a_candidate_that_was_chosen_on_the_same_forget_rows() -> (
+    None
+):
+    for matched in (False, True):
+        covered, reported, truths = choose_and_report(matched)
+        assert covered >= 0.95
+        assert abs(np.mean(reported - truths)) < 0.02  # the choice does not bias the report
+
+
+def test_matched_splits_choose_a_candidate_that_is_nearer_to_chance_in_truth() -> None:
+    """Of random splits, 28 % report an AUC beyond 0.35 to 0.65, and 12 % have one in truth."""
+    _, reported, truths = choose_and_report(matched=True)
+    _, random_reported, random_truths = choose_and_report(matched=False)
+    assert np.mean(abs(reported - 0.5) > 0.15) < 0.12 < np.mean(abs(random_reported - 0.5) > 0.15)
+    assert np.mean(abs(truths - 0.5) > 0.15) < 0.07 < np.mean(abs(random_truths - 0.5) > 0.15)
+
+
+def test_splits_take_one_of_each_two_nonmembers_of_similar_difficulty() -> None:
+    tasks = {("holdout", name): task for name, task in zip("abcdefgh", "xxxxxyyy", strict=True)}
+    known = dict(zip("abcdefgh", (1.0, 9.0, 1.1, 9.1, 5.0, 20.0, 21.0, 22.0), strict=True))
+    for seed in range(20):
+        chosen = {name for _, name in choosing_subjects(tasks, 0.5, seed, known)}
+        assert [len(chosen & set(pair)) for pair in ("ac", "eb", "df", "gh")] == [1] * 4
+    drawn = [("holdout", "a") in choosing_subjects(tasks, 0.5, seed, known) for seed in range(40)]
+    assert 8 < sum(drawn) < 32  # at random
+    partly = {name: 1.0 for name in "abcdefg"}
+    assert choosing_subjects(tasks, 0.5, 0, partly) == choosing_subjects(tasks, 0.5, 0)
+    retain = {("retain", name): "x" for name in "abcdefgh"}
+    assert choosing_subjects(retain, 0.5, 0, known) == choosing_subjects(retain, 0.5, 0)
+    some = choosing_subjects(tasks, 0.25, 0, known)
+    assert len(some) == 2 and {name in "acbe" for _, name in some} == {True, False}
 
 
 def test_each_split_and_task_is_halved() -> None:
