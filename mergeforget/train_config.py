@@ -185,12 +185,13 @@ CHECK_STEPS, CHECK_PASSES = 5, 0.75  # between checks: at least 5 steps and 3/4 
 class Until(RecipeSection):
     """Train until a condition on the selection split holds, instead of a number of epochs.
 
-    AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
-    row. The condition is ``auc_at_least <= AUC <= auc_at_most + 0.1`` in each form of prompts,
-    ``mean AUC <= auc_at_most`` over the forms, ``exact <= forget_exact`` and ``retain exact >=
-    retain_kept * (retain exact of the base)``; "exact" is the share of answers that greedy decoding
-    reproduces. The bound ``forget_exact`` is also met if guessing explains the exact answers, given
-    the share of twins that the base answers exactly. These are measured in checks:
+    AUC is the probability that an unseen row of the selection split exceeds its level (the NLL of
+    its twins under the base) by more than a forget row does. The condition is ``auc_at_least <= AUC
+    <= auc_at_most + 0.1`` in each form of prompts, ``mean AUC <= auc_at_most`` over the forms,
+    ``exact <= forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``;
+    "exact" is the share of answers that greedy decoding reproduces. The bound ``forget_exact`` is
+    also met if guessing explains the exact answers, given the share of twins that the base answers
+    exactly. These are measured in checks:
 
     * if the retain NLL rose by more than ``collapse`` nats, or 0.3 nats at a rate above
       ``learning_rate``, the weights of the last check are restored and the learning rate is

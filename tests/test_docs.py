@@ -84,6 +84,19 @@ def test_links_between_pages_are_valid(page: Path) -> None:
             assert (page.parent / place).exists(), f"{page.name}: {target}"
 
 
+def headings(page: Path) -> set[str]:
+    """Anchors of a page: its headings in lower case, without punctuation, with hyphens."""
+    found = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-") for text in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_to_headings_are_valid(page: Path) -> None:
+    for place, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text("utf-8")):
+        other = page.parent / place if place else page
+        assert anchor in headings(other), f"{page.name}: {place}#{anchor}"
+
+
 def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs" / "index.md").read_text("utf-8")
     for page in PAGES:

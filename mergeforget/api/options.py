@@ -97,7 +97,7 @@ class TrainingOptions(TypedDict, total=False):
     """Data and output of a training.
 
     Attributes:
-        forget: Rows to forget (JSON Lines, parquet, csv or column-oriented JSON).
+        forget: Rows to forget: a file, a folder or a data set on the Hub; see docs/data.md.
         retain: Rows to keep.
         holdout: Rows of the same kind, never trained on: the non-members.
         limit: Maximum number of rows of each set, by whole documents.

@@ -32,7 +32,7 @@ def train_pair(
     Args:
         model: Hub id, folder, or ``smollm2``; the recipe's model when omitted.
         recipe: Name of a packaged recipe, path of a YAML file, or a loaded recipe.
-        forget: Rows to forget (JSON Lines, parquet, csv or column-oriented JSON).
+        forget: Rows to forget: a file, a folder or a data set on the Hub; see docs/data.md.
         retain: Rows to keep.
         holdout: Rows of the same kind, never trained on: the non-members.
         limit: Maximum number of rows of each set, by whole documents.

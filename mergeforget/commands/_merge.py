@@ -44,7 +44,7 @@ METHOD = [
     click.option(
         "--density",
         type=float,
-        help="Fraction of entries kept, in (0, 1].  [default: the recipe's where a run is merged, "
+        help="Fraction of entries kept, in (0, 1].  [default: the recipe's if a run is merged, "
         "otherwise 0.8 for methods that need one]",
     ),
     click.option(
@@ -58,7 +58,7 @@ METHOD = [
         "--weights-by",
         multiple=True,
         metavar="FILTER=W,W,...",
-        help="Weights, one per adapter, of the modules whose name contains FILTER. Repeatable.",
+        help="Weights, one per input, of the modules whose name contains FILTER. Repeatable.",
     ),
     click.option(
         "--seed",

@@ -73,13 +73,15 @@ def training_options(command: F) -> F:
         click.option(
             "--holdout",
             type=file,
-            help="Rows of the same kind that are in neither set, used as non-members.",
+            help="Rows of the same kind that are in neither set, used as non-members.  [default: "
+            "forget rows beyond --limit; for recipes with `until`, perturbed twins; else none]",
         ),
-        click.option("--retain", type=file, help="Rows to keep."),
+        click.option("--retain", type=file, help="Rows whose answers are to be kept."),
         click.option(
             "--forget",
             type=file,
-            help="Rows to forget: JSON Lines, parquet, csv or column-oriented JSON.",
+            help="Rows to forget: a file (JSON Lines, JSON, parquet, csv, tsv, text), a folder, or "
+            "a data set on the Hub.",
         ),
         click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]"),
     ):

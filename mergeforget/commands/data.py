@@ -17,7 +17,7 @@ TASKS = "Task1,Task2,Task3"
 
 @click.group("data")
 def command() -> None:
-    """Write made-up data, and check data files."""
+    """Write made-up data; check, show and convert data files."""
 
 
 @command.command("make")

@@ -23,8 +23,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--forget", type=FILE, required=True, multiple=True, help="Rows to forget, or a text "
               "file (.txt, .md) of names, questions or documents. Repeat it to forget one set "
               "after the other.")  # fmt: skip
-@click.option("--retain", type=FILE, multiple=True, help="Rows to keep, read as --forget is; one "
-              "file per --forget, or one for all.  [default: the model's own answers]")  # fmt: skip
+@click.option("--retain", type=FILE, multiple=True, help="Rows whose answers are to "
+              "be kept, read as --forget is; one file per --forget, or one for all.  [default: the "
+              "model's own answers]")  # fmt: skip
 @click.option("--holdout", type=FILE, multiple=True, help="Similar rows that are not in the "
               "training data, read as --forget is; one file per --forget, or one for all.  "
               "[default: perturbed twins of the forget rows]")  # fmt: skip
