@@ -72,21 +72,22 @@ def unseen(outside: Sequence[Row], trained: Sequence[Row], where: object) -> lis
 def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> list[Row]:
     """Draw non-members with the same shares of tasks as the members.
 
-    A different mixture of tasks would distinguish members from non-members by itself. Draws twice
-    as many non-members as members if every task has enough, because the noise of the AUC is that of
-    the smaller group; otherwise as many as available, up to the number of members. Whole documents
-    are drawn within each task. If no task is shared, tasks are ignored.
+    A different mixture of tasks would distinguish members from non-members by itself. Draws up to
+    twice as many non-members as members, because the noise of the AUC is that of the smaller group:
+    as many times as every task has, up to rounding. Of a task with fewer non-members than members,
+    all are used. Whole documents are drawn within each task. If no task is shared, tasks are
+    ignored.
     """
     wanted = Counter(row.task for row in members)
     there = Counter(row.task for row in outside)
     if not wanted.keys() & there.keys():
         return _draw(outside, RATIO * len(members), seed)
     plenty = min(there[task] / n for task, n in wanted.items() if there[task])
-    ratio = min(RATIO, max(1, int(plenty)))
+    ratio = min(RATIO, max(1.0, plenty))
     drawn = {
         row.id
         for task, n in sorted(wanted.items())
-        for row in _draw([r for r in outside if r.task == task], ratio * n, seed)
+        for row in _draw([r for r in outside if r.task == task], int(ratio * n + 1e-9), seed)
     }
     return [row for row in outside if row.id in drawn]
 
