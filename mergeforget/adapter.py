@@ -25,6 +25,7 @@ from mergeforget.expert_factors import (
     is_wrapper,
     join_factors,
     module_of,
+    parameter_key,
     split_factors,
     targeted,
 )
@@ -298,7 +299,12 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
 
 def adapts_parameter(config: Mapping[str, Any], module: str) -> bool:
     """Return whether a config names a parameter of the module in ``target_parameters``."""
-    return bool(targeted(module, config.get("target_parameters") or []))
+    return _key_of(config, module) != module
+
+
+def _key_of(config: Mapping[str, Any], module: str) -> str:
+    """Return the name of a module, or of its parameter, that the patterns of a config match."""
+    return parameter_key(module, config.get("target_parameters") or []) or module
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
@@ -322,21 +328,18 @@ def _deltas(
             "(rank, in) and (out, rank)."
         )
     rank, targets = int(a.shape[0]), config.get("target_parameters") or []
+    key = _key_of(config, module)
     if config.get("r") is not None:
-        pattern = config.get("rank_pattern")
-        stated = _pattern(pattern, module, config["r"])
-        ranks = {int(stated)}
-        if targeted(module, targets):  # PEFT looks up the name of the parameter
-            ranks.add(int(_pattern(pattern, f"{module}.weight", config["r"])))
-        if is_wrapper(module, rank, ranks, targets):
+        stated = _pattern(config.get("rank_pattern"), key, config["r"])
+        if is_wrapper(module, rank, int(stated), targets):
             return _expert_deltas(module, a, b, config, folder)
-        if rank not in ranks:
+        if rank != stated:
             raise InputError(
                 f"{folder / CONFIG} gives {module} the rank {stated:g}, but its weights have rank "
                 f"{rank}. PEFT cannot load such an adapter, and its scaling is undefined. "
                 "Correct r, or rank_pattern, in the config."
             )
-    return {module: LowRankDelta(a, b, scaling_of(config, module, rank))}
+    return {module: LowRankDelta(a, b, scaling_of(config, key, rank))}
 
 
 def _expert_deltas(
@@ -374,12 +377,16 @@ def _config_of(adapter: Adapter) -> dict[str, Any]:
     alphas = {m: d.scaling * d.rank for m, d in plain.items()}
     alpha = next((a for m, a in alphas.items() if ranks[m] == rank), float(rank))
     config = dict(adapter.config)
+
+    def key(module: str) -> str:
+        return re.escape(_key_of(config, module))
+
     config.update(
         r=rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         use_rslora=False,
-        rank_pattern={re.escape(m): r for m, r in ranks.items() if r != rank},
-        alpha_pattern={re.escape(m): a for m, a in alphas.items() if a != alpha},
+        rank_pattern={key(m): r for m, r in ranks.items() if r != rank},
+        alpha_pattern={key(m): a for m, a in alphas.items() if a != alpha},
         inference_mode=True,
     )
     return config

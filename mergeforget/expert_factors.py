@@ -11,7 +11,7 @@ parameter a wrapper adapts follows from the order in which the model defines the
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,18 +52,31 @@ def targeted(wrapper: str, targets: Iterable[str]) -> list[str]:
     return sorted(t for t in targets if module.endswith(f".{t.rpartition('.')[0]}") or "." not in t)
 
 
-def is_wrapper(module: str, rows: int, ranks: Collection[int], targets: Sequence[str]) -> bool:
+def parameter_key(module: str, targets: Iterable[str]) -> str | None:
+    """Return the full name of the matrix that PEFT adapts as a parameter of a module.
+
+    ``rank_pattern`` and ``alpha_pattern`` match this name. None means LoRA on the module itself.
+
+    >>> parameter_key("model.layers.0.mlp.gate", ["gate.weight", "experts.down_proj"])
+    'model.layers.0.mlp.gate.weight'
+    >>> parameter_key("model.layers.0.self_attn.q_proj", ["down_proj"])  # of any module
+    """
+    named = (t for t in targeted(module, targets) if "." in t or t == "weight")
+    return next((f"{module}.{t.rpartition('.')[2]}" for t in named), None)
+
+
+def is_wrapper(module: str, rows: int, rank: int, targets: Sequence[str]) -> bool:
     """Return whether PEFT wrapped a parameter of a module that holds several matrices.
 
     Args:
         rows: Rows of ``lora_A``.
-        ranks: Ranks that the config states for the module and for its weight.
+        rank: Rank that the config states for the module or its weight.
     """
     named = targeted(module, targets)
     if module.endswith(NESTED) or not named:
         return bool(named)
     only_weight = all(t.rpartition(".")[2] == "weight" for t in named)
-    return rows not in ranks or (not only_weight and any("." in t for t in named))
+    return rows != rank or (not only_weight and any("." in t for t in named))
 
 
 def split_factors(a: Array, b: Array, rank: int) -> list[tuple[Array, Array]]:

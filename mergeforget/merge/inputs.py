@@ -114,6 +114,13 @@ def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> No
     for other in adapters:
         for module, delta in other.deltas.items():
             first = owners.setdefault(module, other)
+            if first.adapts_parameter(module) != other.adapts_parameter(module):
+                one, two = (first, other) if first.adapts_parameter(module) else (other, first)
+                raise InputError(
+                    f"{one.name!r} adapts the parameter of {module} (target_parameters) and "
+                    f"{two.name!r} the module, whose factors have another layout in models such as "
+                    f"GPT-2. Convert {one.name!r} with `mergeforget extract-lora` first."
+                )
             shape = first.deltas[module].shape
             if shape != delta.shape:
                 raise InputError(
@@ -262,10 +269,12 @@ def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[s
     if set(modules) != set(adapters[0].deltas) or any(
         a.deltas.keys() != adapters[0].deltas.keys() for a in adapters
     ):
-        named = [module for module in modules if expert_of(module) is None]
-        config["target_modules"] = sorted(named)  # whole names, so no other module matches
+        plain = sorted(module for module in modules if expert_of(module) is None)
+        parameters = [m for m in plain if any(a.adapts_parameter(m) for a in adapters)]
+        # whole names, so no other module matches
+        config["target_modules"] = [module for module in plain if module not in parameters]
         config["exclude_modules"] = config["layers_to_transform"] = config["layers_pattern"] = None
-        config["target_parameters"] = None
+        config["target_parameters"] = [f"{module}.weight" for module in parameters] or None
     if experts:
         config["target_parameters"] = _target_parameters(adapters)
     config["init_lora_weights"] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mergeforget.adapter import PREFIX, read_adapter
+from mergeforget.adapter import PREFIX, read_adapter, write_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError
 from mergeforget.merge.checkpoint.adapter_deltas import changes_of
 from mergeforget.merge.checkpoint.full import _checkpoint_id, merge_models
 from mergeforget.merge.checkpoint.reader import open_checkpoint
+from mergeforget.merge.engine import MergeSettings, merge_adapters
 from mergeforget.tensors import read_safetensors, write_safetensors
 
 HALVES = Candidate("linear", weights=(0.5, 0.5))
@@ -88,6 +90,58 @@ def test_keys_of_a_state_dict_equal_those_of_peft(write_lora: Callable[..., Path
         found.append(read_adapter(path.parent).extras)
     assert found[0].keys() == found[1].keys() == {PREFIX + key for key in plain}
     assert all(np.array_equal(found[1][key], x) for key, x in found[0].items())
+
+
+PARAMETERS: dict[str, Any] = {
+    "target_modules": [],
+    "target_parameters": ["c_proj.weight", "c_fc.weight"],
+}
+CONV1D = {"h.0.attn.c_proj": (4, 4), "h.0.mlp.c_fc": (4, 16)}
+
+
+def peft_scaling(config: dict[str, Any], key: str) -> float:
+    """The scaling that PEFT's ``get_pattern_key`` finds for a module or parameter."""
+
+    def find(name: str, default: float) -> float:
+        matches = (v for k, v in config[name].items() if re.match(rf"(.*\.)?({k})$", key))
+        return float(next(matches, default))
+
+    return find("alpha_pattern", config["lora_alpha"]) / find("rank_pattern", config["r"])
+
+
+def test_patterns_match_the_name_of_an_adapted_parameter(
+    write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT looks up ``c_proj.weight``, so that a pattern ``c_fc`` has no effect."""
+    patterns = {"alpha_pattern": {"c_proj.weight": 30, "c_fc": 99}, "rank_pattern": {"c_fc": 5}}
+    one = read_adapter(write_lora("one", modules=CONV1D, **PARAMETERS, **patterns))
+    assert {m: d.scaling for m, d in one.deltas.items()} == {
+        "h.0.attn.c_proj": 10.0, "h.0.mlp.c_fc": 2.0,
+    }  # fmt: skip
+    write_adapter(one, tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    for module, delta in one.deltas.items():
+        assert peft_scaling(config, f"{module}.weight") == delta.scaling
+
+
+def test_a_merge_of_different_modules_keeps_adapted_parameters(
+    write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As LoRA on a square Conv1D, the factors would be applied transposed."""
+    one = read_adapter(write_lora("one", modules=CONV1D, **PARAMETERS))
+    few = {"h.0.attn.c_proj": (4, 4)}
+    other = read_adapter(write_lora("other", 1, modules=few, **PARAMETERS))
+    merged = merge_adapters([one, other], Candidate("cat"), MergeSettings(modules="all"))
+    write_adapter(merged.adapter, tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "adapter_config.json").read_text())
+    assert config["target_modules"] == []
+    assert config["target_parameters"] == [f"{module}.weight" for module in CONV1D]
+    for module in CONV1D:
+        assert peft_scaling(config, f"{module}.weight") == 1.0
+    module = read_adapter(write_lora("module", modules=few, target_modules=["c_proj"]))
+    for pair in ([one, module], [module, one]):
+        with pytest.raises(InputError, match="'one' adapts the parameter of h.0.attn.c_proj"):
+            merge_adapters(pair, Candidate("cat"), MergeSettings(modules="all"))
 
 
 def test_a_parameter_is_changed_as_it_is_stored(write_lora: Callable[..., Path]) -> None:
