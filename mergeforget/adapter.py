@@ -378,8 +378,8 @@ def _config_of(adapter: Adapter) -> dict[str, Any]:
     alpha = next((a for m, a in alphas.items() if ranks[m] == rank), float(rank))
     config = dict(adapter.config)
 
-    def key(module: str) -> str:
-        return re.escape(_key_of(config, module))
+    def key(module: str) -> str:  # anchored, because PEFT also matches the end of a longer name
+        return f"^{re.escape(_key_of(config, module))}"
 
     config.update(
         r=rank,

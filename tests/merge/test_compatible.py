@@ -144,6 +144,19 @@ def test_a_merge_of_different_modules_keeps_adapted_parameters(
             merge_adapters(pair, Candidate("cat"), MergeSettings(modules="all"))
 
 
+def test_a_module_whose_name_ends_another_name_keeps_its_own_scaling(
+    write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT also matches a pattern with the end of a longer name."""
+    shapes = {"lm_head": (9, 4), "decoder.lm_head": (9, 4)}
+    one = read_adapter(write_lora("one", modules=shapes, alpha_pattern={"decoder.lm_head": 30}))
+    write_adapter(one, tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert {m: peft_scaling(config, m) for m in shapes} == {"lm_head": 2, "decoder.lm_head": 10}
+    again = read_adapter(tmp_path / "again")
+    assert {m: d.scaling for m, d in again.deltas.items()} == {"lm_head": 2, "decoder.lm_head": 10}
+
+
 def test_a_parameter_is_changed_as_it_is_stored(write_lora: Callable[..., Path]) -> None:
     """``target_parameters`` of a Conv1D adapt (in, out), ``target_modules`` (out, in)."""
     shapes: list[tuple[int, int]] = []
