@@ -266,8 +266,11 @@ def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[s
     config = dict(adapters[0].config)
     config["base_model_name_or_path"] = next((a.base for a in adapters if a.base), None)
     experts = any(expert_of(module) is not None for module in modules)
-    if set(modules) != set(adapters[0].deltas) or any(
-        a.deltas.keys() != adapters[0].deltas.keys() for a in adapters
+    tied = any(adapter.config.get("ensure_weight_tying") for adapter in adapters)
+    if (
+        tied
+        or set(modules) != set(adapters[0].deltas)
+        or any(a.deltas.keys() != adapters[0].deltas.keys() for a in adapters)
     ):
         plain = sorted(module for module in modules if expert_of(module) is None)
         parameters = [m for m in plain if any(a.adapts_parameter(m) for a in adapters)]
@@ -275,6 +278,8 @@ def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[s
         config["target_modules"] = [module for module in plain if module not in parameters]
         config["exclude_modules"] = config["layers_to_transform"] = config["layers_pattern"] = None
         config["target_parameters"] = [f"{module}.weight" for module in parameters] or None
+    if tied:  # PEFT would load the output layer's factors into the embedding
+        config["ensure_weight_tying"] = False
     if experts:
         config["target_parameters"] = _target_parameters(adapters)
     config["init_lora_weights"] = True

@@ -157,6 +157,22 @@ def test_a_module_whose_name_ends_another_name_keeps_its_own_scaling(
     assert {m: d.scaling for m, d in again.deltas.items()} == {"lm_head": 2, "decoder.lm_head": 10}
 
 
+@pytest.mark.parametrize("tied", [(True, False), (False, True), (True, True)])
+def test_a_merge_stores_tied_factors_as_two_modules(
+    tied: tuple[bool, bool], write_lora: Callable[..., Path]
+) -> None:
+    """PEFT writes the output layer's factors over the embedding's with ``ensure_weight_tying``,
+    and leaves the output layer out of ``target_modules``."""
+    shapes = {"lm_head": (9, 4), "model.q_proj": (4, 4)}
+    pair = [
+        read_adapter(write_lora(f"lora{i}", i, modules=shapes, ensure_weight_tying=tied[i]))
+        for i in range(2)
+    ]
+    config = merge_adapters(pair, Candidate("linear")).adapter.config
+    assert config["ensure_weight_tying"] is False
+    assert config["target_modules"] == ["lm_head", "model.q_proj"]
+
+
 def test_a_parameter_is_changed_as_it_is_stored(write_lora: Callable[..., Path]) -> None:
     """``target_parameters`` of a Conv1D adapt (in, out), ``target_modules`` (out, in)."""
     shapes: list[tuple[int, int]] = []
