@@ -149,6 +149,16 @@ def test_an_unknown_dtype_is_refused(tmp_path: Path, dtype: Any) -> None:
         read_header(path)
 
 
+def test_a_model_in_fp8_is_called_quantised_not_truncated(tmp_path: Path) -> None:
+    facts = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    text = json.dumps({"q_proj.weight": facts}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(InputError, match=r"q_proj.weight is stored as F8_E4M3 \(quantised") as told:
+        read_header(path)
+    assert "truncated" not in str(told.value)
+
+
 def test_a_single_file_takes_precedence_over_an_index(tiny_folder: Path, tmp_path: Path) -> None:
     """Of a folder that was sharded once and written whole since."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")

@@ -27,6 +27,7 @@ Array = NDArray[Any]
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000  # bytes, the limit of the format
+QUANTISED = ("F8", "F6", "F4")  # dtypes that are multiplied by scales of other tensors
 SIZES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()} | {"BF16": 2}
 
 
@@ -227,6 +228,11 @@ def _placed(header: dict[str, Any], path: Path, first: int, size: int) -> dict[s
         start, stop = _offsets(facts)
         shape, dtype = facts.get("shape"), facts.get("dtype")
         if not isinstance(dtype, str) or dtype not in SIZES:
+            if isinstance(dtype, str) and dtype.startswith(QUANTISED):
+                raise InputError(
+                    f"{path}: {name} is stored as {dtype} (quantised), which is not read. Name the "
+                    "unquantised model, for example with --base."
+                )
             raise ValueError(f"{name} has the unsupported dtype {dtype!r}")
         if not isinstance(shape, list) or not all(type(x) is int and x >= 0 for x in shape):
             raise ValueError(f"{name} has the shape {shape!r}")
