@@ -16,7 +16,7 @@ from mergeforget.adapter import PREFIX, read_adapter, write_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError
 from mergeforget.merge.checkpoint.adapter_deltas import changes_of
-from mergeforget.merge.checkpoint.full import _checkpoint_id, merge_models
+from mergeforget.merge.checkpoint.full import _checkpoint_id, fold_adapters, merge_models
 from mergeforget.merge.checkpoint.reader import open_checkpoint
 from mergeforget.merge.engine import MergeSettings, merge_adapters
 from mergeforget.tensors import read_safetensors, write_safetensors
@@ -182,6 +182,43 @@ def test_a_parameter_is_changed_as_it_is_stored(write_lora: Callable[..., Path])
         change = changes_of(read_adapter(folder), {"model_type": "gpt2"})["h.0.attn.c_proj.weight"]
         shapes.append(change.shape)
     assert shapes == [(4, 5), (5, 4)]
+
+
+@pytest.mark.parametrize(
+    ("embedding", "output"),
+    [("backbone.embeddings", "lm_head.weight"), ("model.embed_tokens", "lm_head.weight"),
+     ("biogpt.embed_tokens", "output_projection.weight"), ("bert.embeddings.word_embeddings", None),
+     ("encoder.embeddings.word_embeddings", None)],
+)  # fmt: skip
+def test_a_changed_embedding_leaves_the_output_layer_unchanged(
+    embedding: str, output: str | None, write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As in PEFT. Mamba and BioGPT have other names; an encoder has no output layer, or one with a
+    bias, which no checkpoint stores."""
+    base, draw = tmp_path / "base", np.random.default_rng(0)
+    base.mkdir()
+    tensors = {f"{embedding}.weight": draw.random((7, 4)).astype("f4")}
+    if embedding.startswith("bert"):
+        tensors["cls.predictions.bias"] = draw.random(7).astype("f4")
+    write_safetensors(base / "model.safetensors", tensors)
+    (base / "config.json").write_text("{}")
+    a, b = draw.random((3, 7)).astype("f4"), draw.random((4, 3)).astype("f4")
+    folder = write_lora("one", modules={"x": (4, 4)})
+    factors = {f"{PREFIX}{embedding}.lora_embedding_{n}": x for n, x in (("A", a), ("B", b))}
+    write_safetensors(folder / "adapter_model.safetensors", factors)
+    alone = Candidate("linear", weights=(1.0,), space="delta")
+    if len(tensors) > 1:
+        with pytest.raises(InputError, match="cannot be written without the tie"):
+            fold_adapters(base, [read_adapter(folder)], alone, tmp_path / "full")
+        return
+    fold_adapters(base, [read_adapter(folder)], alone, tmp_path / "full")
+    found, _ = read_safetensors(tmp_path / "full" / "model.safetensors")
+    weight = tensors[f"{embedding}.weight"]
+    np.testing.assert_allclose(found.pop(f"{embedding}.weight"), weight + 2 * (b @ a).T, rtol=1e-5)
+    assert found.keys() == ({output} if output else set())
+    assert all(np.array_equal(x, weight) for x in found.values())
+    config = json.loads((tmp_path / "full" / "config.json").read_text())
+    assert config.get("tie_word_embeddings") is (False if output else None)
 
 
 def test_factors_stored_as_integers_are_refused(write_lora: Callable[..., Path]) -> None:

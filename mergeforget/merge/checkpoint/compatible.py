@@ -22,8 +22,11 @@ from mergeforget.merge.methods import traits
 Array = NDArray[Any]
 
 WRAPPERS = {"model", "language_model", "transformer", "base_model"}  # optional prefixes of names
-OUTPUTS = {"lm_head.weight", "embed_out.weight"}
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+OUTPUTS = {"lm_head.weight", "embed_out.weight", "output_projection.weight"}
+EMBEDDINGS = (
+    "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight",
+    "backbone.embeddings.weight", "tokens_embed.weight",
+)  # fmt: skip
 SENTENCEPIECE = "tokenizer.model"
 COSMETIC = {  # keys of config.json that do not affect the outputs of a model
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id",

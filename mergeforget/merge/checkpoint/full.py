@@ -15,7 +15,7 @@ import numpy as np
 from mergeforget import __version__
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
-from mergeforget.errors import UsageError
+from mergeforget.errors import InputError, UsageError
 from mergeforget.merge.activation_grams import as_sum
 from mergeforget.merge.blockwise import check_device
 from mergeforget.merge.checkpoint.adapter_deltas import (
@@ -60,7 +60,12 @@ from mergeforget.merge.request import (
 )
 from mergeforget.model_adapters import template_with
 
-OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # output layers not named lm_head
+OUTPUT_OF = {  # output layers not named lm_head
+    "gpt_neox.embed_in.weight": "embed_out.weight",
+    "biogpt.embed_tokens.weight": "output_projection.weight",
+}
+ENCODER_EMBEDDING = "embeddings.word_embeddings.weight"
+MASKED_HEADS = ("predictions.", "lm_head.", "generator_predictions.", "vocab_transform.")
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,14 @@ def _untied(
         return model, tensors
     if one is not None and other is not None and _equal(one, other):
         return model, tensors
+    if output is None and not added and embedding.name.endswith(ENCODER_EMBEDDING):
+        if any(head in name for name in model.tensors for head in MASKED_HEADS):
+            raise InputError(
+                f"{model.folder} ties its output layer, with a bias, to {embedding.name}, which "
+                "the adapter changes alone. Such a model cannot be written without the tie. "
+                "Leave --full out, and load the merged adapter with PEFT."
+            )
+        return model, tensors  # an encoder without an output layer
     if output is None:
         name = added[0] if added else OUTPUT_OF.get(embedding.name, "lm_head.weight")
         tensors.append(embedding._replace(name=name))
