@@ -24,7 +24,6 @@ from mergeforget.errors import InputError
 from mergeforget.files import read_json_object
 from mergeforget.merge.checkpoint.adapter_deltas import CONV1D, HAVE_CONV1D
 from mergeforget.merge.checkpoint.compatible import (
-    EMBEDDINGS,
     OUTPUTS,
     check_finite_block,
     check_same_tensors,
@@ -36,8 +35,9 @@ from mergeforget.merge.checkpoint.compatible import (
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mergeforget.merge.checkpoint.saved_names import (
     WEIGHT,
+    LoadedWeight,
     is_causal,
-    loaded_names,
+    loaded_weights,
     model_class,
     skeleton_of,
 )
@@ -109,17 +109,17 @@ class ComparedTensors:
     """A tensor of the base and the tensor of the model that it is compared with.
 
     Attributes:
-        name: Parameter of the loaded model; empty if a LoRA cannot change it.
+        weight: Parameter of the loaded model; its name is empty if a LoRA cannot change it.
     """
 
     base: TensorInfo
     model: TensorInfo
-    name: str
+    weight: LoadedWeight
 
 
 def _pairs(base: Checkpoint, model: Checkpoint) -> list[ComparedTensors]:
     """Return the tensors to compare; the output layer of a tied base is its embedding."""
-    names = loaded_names(base)
+    weights = loaded_weights(base)
     output = _output_name(base.folder) if is_tied(base) else None
     tensors = [
         info
@@ -127,12 +127,12 @@ def _pairs(base: Checkpoint, model: Checkpoint) -> list[ComparedTensors]:
         if output is None or plain_name(info.name) not in OUTPUTS
     ]
     pairs = [
-        ComparedTensors(info, tensor_of(model, info.name), names.get(info.name, ""))
+        ComparedTensors(info, tensor_of(model, info.name), weights.get(info.name, LoadedWeight("")))
         for info in tensors
     ]
     embedding = embedding_of(base)
     if output is not None and embedding is not None:
-        pairs.append(ComparedTensors(embedding, tensor_of(model, output), output))
+        pairs.append(ComparedTensors(embedding, tensor_of(model, output), LoadedWeight(output)))
     return pairs
 
 
@@ -157,16 +157,16 @@ def _difference(
     energy = float(np.square(change, dtype=np.float64).sum())
     if energy == 0:
         return Difference(info.name, 0.0, 0.0)
-    if len(info.shape) != 2 or not pair.name.endswith(WEIGHT):
+    if len(info.shape) != 2 or not pair.weight.name.endswith(WEIGHT):
         return Difference(info.name, energy, energy)
-    module = pair.name.removesuffix(WEIGHT)
+    module = pair.weight.name.removesuffix(WEIGHT)
     kind = base.config.get("model_type")
     if kind in HAVE_CONV1D and module.rpartition(".")[2] in CONV1D:
         change = np.ascontiguousarray(change.T)
     cut = cut_dense(change, rank, None, svd)
     delta = LowRankDelta(as_array(cut.a), as_array(cut.b), 1.0)
     lost = max(0.0, energy - cut.kept)
-    return Difference(module, energy, lost, delta, pair.name.endswith(EMBEDDINGS))
+    return Difference(module, energy, lost, delta, pair.weight.embedding)
 
 
 def _task(base: Path) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError
 from mergeforget.expert_factors import expert_of, module_of, parameter_of
 from mergeforget.merge.checkpoint.adapter_deltas import TensorChange
-from mergeforget.merge.checkpoint.compatible import find_tensor
+from mergeforget.merge.checkpoint.compatible import EMBEDDINGS, find_tensor
 from mergeforget.merge.checkpoint.reader import Checkpoint
 
 Array = NDArray[Any]
@@ -165,7 +165,18 @@ def model_class(config: Any) -> Any:
     return classes[0]
 
 
-def loaded_names(model: Checkpoint) -> dict[str, str]:
+class LoadedWeight(NamedTuple):
+    """A parameter of the loaded model.
+
+    Attributes:
+        embedding: Whether it is the weight of an embedding, of tokens, positions or others.
+    """
+
+    name: str
+    embedding: bool = False
+
+
+def loaded_weights(model: Checkpoint) -> dict[str, LoadedWeight]:
     """Tensor of the checkpoint -> the parameter of the loaded model that it holds, whole.
 
     Tensors that hold a part of a parameter, such as one expert of several, are absent. So are all
@@ -174,17 +185,20 @@ def loaded_names(model: Checkpoint) -> dict[str, str]:
     """
     skeleton = skeleton_of(model.folder)
     if skeleton is None:
-        return {name: name for name in model.tensors}
+        return {name: LoadedWeight(name, name.endswith(EMBEDDINGS)) for name in model.tensors}
     import torch
     from transformers.core_model_loading import revert_weight_conversion
     from transformers.pytorch_utils import Conv1D
 
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    names_by_tensor: dict[str, str] = {}
+    weights_by_tensor: dict[str, LoadedWeight] = {}
     for module, layer in skeleton.named_modules(remove_duplicate=False):
         if not isinstance(layer, kinds):
             continue
         name, shape = f"{module}{WEIGHT}", layer.weight.shape
+        embedding = isinstance(layer, torch.nn.Embedding)
+        if embedding and type(layer) is not torch.nn.Embedding and not name.endswith(EMBEDDINGS):
+            continue  # it computes positions from its input, to which PEFT would apply the LoRA
         placeholder = torch.empty(shape, device="meta")
         stored = (
             {} if name in model.tensors else revert_weight_conversion(skeleton, {name: placeholder})
@@ -195,8 +209,8 @@ def loaded_names(model: Checkpoint) -> dict[str, str]:
             continue
         info = find_tensor(model, keys[0] if keys else name)
         if info is not None:
-            names_by_tensor[info.name] = name
-    return names_by_tensor
+            weights_by_tensor[info.name] = LoadedWeight(name, embedding)
+    return weights_by_tensor
 
 
 def _renamed(
