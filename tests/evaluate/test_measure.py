@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mergeforget.evaluate.measure import (
     membership_documents,
     tokenize_documents,
 )
-from mergeforget.evaluate.membership import membership_signals, unseen
+from mergeforget.evaluate.membership import match_tasks, membership_signals, unseen
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.run_models import write_answers
 from mergeforget.evaluate.texts import read_generations
@@ -251,6 +252,19 @@ def test_membership_by_answers_excludes_the_prompt(tiny_model: Any, tiny_tokeniz
     assert [x.nll for x in read.losses] == [x.nll for x in read.likelihoods]
     assert [x.member for x in read.losses] == [True, False]
     assert read.membership == "answers"
+
+
+def test_non_members_are_as_many_per_member_as_every_task_has() -> None:
+    def rows(**counts: int) -> list[Row]:
+        return [Row(f"{t}{i}", "Q?", "A.", t) for t, n in counts.items() for i in range(n)]
+
+    def drawn(members: dict[str, int], outside: dict[str, int]) -> dict[str, int]:
+        return dict(Counter(r.task for r in match_tasks(rows(**members), rows(**outside), 0)))
+
+    assert drawn({"a": 6, "b": 4}, {"a": 10, "b": 10}) == {"a": 10, "b": 6}  # 5/3 per member
+    assert drawn({"a": 6, "b": 4}, {"a": 30, "b": 30}) == {"a": 12, "b": 8}  # at most 2
+    assert drawn({"a": 6, "b": 4}, {"a": 3, "b": 10}) == {"a": 3, "b": 4}  # all of a
+    assert drawn({"a": 6}, {"b": 30}) == {"b": 12}  # no task is shared
 
 
 def test_non_members_exclude_people_in_the_training_data(
