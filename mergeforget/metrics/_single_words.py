@@ -82,10 +82,10 @@ def yes_or_no_in(word: str, text: str) -> bool:
     >>> [yes_or_no_in("No", t) for t in ("No she is not", "It is **no**.", "I have no idea.")]
     [True, True, False]
     """
-    word = rf"(?<![^\W_])(?<!or ){word}(?![^\W_])"
+    word = rf"(?<![^\W_]){word}(?![^\W_])"
     if re.match(rf"\W*(?i:{word})\s+(?:(?i:{_AFTER_NO})\b|[A-Z])", text):
         return True
-    end = r"[\"'\u2019\u201d*_)\]}\s]*(?:$|[.,;:!\n\u2013\u2014])"
+    end = r"[\"'\u2019\u201d*_)\]}\s]*(?:$|[.,;:!\n\u2013\u2014]|\b(?:or|oder|ou)\b)"
     return bool(re.search(word + end, text, re.IGNORECASE))
 
 
