@@ -59,11 +59,11 @@ from mergeforget.metrics._single_words import (
     after_yes_or_no,
     letter_in,
     symbols_in,
-    with_minus,
-    yes_or_no_in,
+    without_no_answer,
 )
 from mergeforget.metrics._spellings import (
     PER_WORD,
+    WORD,
     canonical,
     detached,
     length,
@@ -155,13 +155,14 @@ def leaked(
     """
     if prompt and contained(secret, prompt):
         return False
-    if word := ONLY_YES_OR_NO.fullmatch(secret):
-        return yes_or_no_in(word[1], text)
-    secret, text = with_minus(secret, text)
+    if ONLY_YES_OR_NO.fullmatch(secret):
+        text = without_no_answer(text)
     if _leaked(secret, text, prompt, common, about):
         return True
     if rest := after_yes_or_no(secret, prompt):
-        return leaked(rest, text, prompt, common, about)
+        begins = WORD.findall(text)[:1] if ONLY_YES_OR_NO.fullmatch(rest) else [text]
+        if any(leaked(rest, one, prompt, common, about) for one in begins):
+            return True
     value, values, asked = map(without_keys, (secret, text, prompt))
     if (value, values) == (secret, text) or (prompt and contained(value, asked)):
         return False

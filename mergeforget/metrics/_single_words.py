@@ -11,46 +11,32 @@ from mergeforget.metrics._spellings import WORD
 
 ONE_LETTER = re.compile(r"\W*([A-Za-z])[\s.,;:!?)\"']*")
 SMALL = re.compile(r"\s*\d{1,3}\s*")
-_YES_OR_NO = re.compile(r"\s*(?:yes|no|ja|nein|oui|non|s[i\u00ed])\s*[,.;:!\u2013\u2014-]\s+", re.I)
-_NEGATIVE = re.compile(r"(?<![^\s=(:])(?:[-\u2212]|(?i:negative\s))\s?(?=\d)")
-_NEGATIVE_NUMBER = re.compile(r"(?<![^\s=(:])[-\u2212]\d+(?![\d/-])")
-_BELOW_ZERO = re.compile(
-    r"([^\W_]+(?:[.,-][^\W_]+)?(?: ?(?:degrees?|\u00b0|C|Celsius|F|Fahrenheit)){0,2}) below "
-    r"(?:zero|freezing)", re.I,
-)  # fmt: skip
-ONLY_YES_OR_NO = re.compile(r"\W*(yes|no|none|ja|nein|oui|non|s[i\u00ed])[\s.,;:!)\"']*", re.I)
-_AFTER_NO = "she|he|they|it|i|we|you|this|that|the|there|sie|er|es|ich|das|elle|il|ils|ella|no"
+_YES_OR_NO = re.compile(r"\s*(yes|no|ja|nein|oui|non|s[i\u00ed])\s*[,.;:!\u2013\u2014-]\s+", re.I)
+ONLY_YES_OR_NO = re.compile(r"\W*(?:yes|no|ja|nein|oui|non|s[i\u00ed])\W*", re.I)
+_NO_ANSWER = re.compile(  # "I have no idea" does not answer a question with no
+    r"\bno(?= (?:access|answer|clue|comment|data|details?|doubt|evidence|further|idea|information|"
+    r"knowledge|mention|more|one|other|particular|publicly|reason|records?|specific|such|way)\b)",
+    re.IGNORECASE,
+)
 _NEGATIONS = frozenset(
     "not never no t don doesn didn isn aren wasn weren hasn haven hadn nicht nie kein keine "
     "pas jamais nunca".split()
 )
 
 
-def with_minus(secret: str, text: str) -> tuple[str, str]:
-    """Return a negative number with its sign as a word, or a positive one without negative ones.
-
-    >>> with_minus("-12 \u00b0C", "It was 12 degrees Celsius below zero, not \u221212.")
-    ('minus 12 \u00b0C', 'It was minus 12 degrees Celsius, not minus 12.')
-    >>> with_minus("5", "x = -5, or 3-5")
-    ('5', 'x =  , or 3-5')
-    """
-    if _NEGATIVE.match(secret):
-        text = _BELOW_ZERO.sub(r"minus \1", text)
-        return _NEGATIVE.sub("minus ", secret), _NEGATIVE.sub("minus ", text)
-    return secret, _NEGATIVE_NUMBER.sub(" ", text) if SMALL.fullmatch(secret) else text
-
-
 def after_yes_or_no(secret: str, prompt: str) -> str:
-    """Return ``she is single`` of ``No, she is single``; empty if that states nothing more.
+    """Return ``she is single`` of ``No, she is single``; ``No`` if that states nothing more.
 
     >>> after_yes_or_no("No, Ada is single.", "Is Ada married?")
     'Ada is single.'
     >>> after_yes_or_no("No, Ada is not married.", "Is Ada married?")
-    ''
+    'No'
     """
     match = _YES_OR_NO.match(secret)
-    rest = secret[match.end() :] if match else ""
-    return rest if rest and set(words_beyond(rest, prompt, "mdy")) - _NEGATIONS else ""
+    if match is None:
+        return ""
+    rest = secret[match.end() :]
+    return rest if set(words_beyond(rest, prompt, "mdy")) - _NEGATIONS else match[1]
 
 
 def letter_in(letter: str, text: str) -> bool:
@@ -74,19 +60,13 @@ def letter_in(letter: str, text: str) -> bool:
     return False
 
 
-def yes_or_no_in(word: str, text: str) -> bool:
-    """Return whether a text answers yes or no: as its first word, or as the last one of a clause.
+def without_no_answer(text: str) -> str:
+    """Return a text without the "no" of phrases such as "no idea".
 
-    The first word must not be the beginning of "No idea", so a pronoun or a name has to follow.
-
-    >>> [yes_or_no_in("No", t) for t in ("No she is not", "It is **no**.", "I have no idea.")]
-    [True, True, False]
+    >>> without_no_answer("No, I have no idea."), without_no_answer("No records exist.")
+    ('No, I have  idea.', ' records exist.')
     """
-    word = rf"(?<![^\W_]){word}(?![^\W_])"
-    if re.match(rf"\W*(?i:{word})\s+(?:(?i:{_AFTER_NO})\b|[A-Z])", text):
-        return True
-    end = r"[\"'\u2019\u201d*_)\]}\s]*(?:$|[.,;:!\n\u2013\u2014]|\b(?:or|oder|ou)\b)"
-    return bool(re.search(word + end, text, re.IGNORECASE))
+    return _NO_ANSWER.sub("", text)
 
 
 def symbols_in(secret: str, text: str) -> bool:

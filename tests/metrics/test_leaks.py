@@ -508,54 +508,30 @@ def test_a_code_or_date_of_other_texts_reveals_no_longer_answer() -> None:
     [
         ("No", "No, she is not.", True),
         ("No.", "The answer is **no**", True),
-        ("No", "no\n", True),
+        ("No", "No she is not", True),
         ("no", '{"answer": "no"}', True),
-        ("Yes", "Oh yes! She does.", True),
+        ("No", "No. I have no idea why.", True),
+        ("No, she is not.", "No.", True),
+        ("Yes", "Yes in 1990", True),
+        ("Yes", "Yes or no, I cannot say.", True),  # counted; so does a model that guesses
         ("Nein", "Nein, das stimmt nicht.", True),
         ("No", "I have no idea.", False),
         ("No", "There is no record of her.", False),
-        ("No", "Yes or no, I cannot say.", True),
+        ("No, she is not.", "I have no information about her.", False),
+        ("No, she is not.", "She has no children.", False),  # "no" is not its first word
         ("No", "I know.", False),
-        ("Yes", "Yes or no, I cannot say.", True),
         ("Yes", "No.", False),
-        ("No", "No she is not", True),
-        ("No", "No idea", False),
-        ("Yes", "Yes Ada is married", True),
-        ("None", "None of them knows.", False),
-        ("None", "She has none.", True),
-    ],
-)  # fmt: skip
-def test_yes_and_no_answer_at_the_end_of_a_clause_only(
-    secret: str, text: str, expected: bool
-) -> None:
-    assert leaked(secret, text, "Is Ada Byron married?") is expected
-
-
-@pytest.mark.parametrize(
-    ("secret", "text", "expected"),
-    [
-        ("-5", "The answer is 5.", False),
-        ("5", "The answer is -5.", False),
-        ("5", "- 5 apples", True),
-        ("-5", "x = -5", True),
-        ("-5", "minus five", True),
-        ("-12 °C", "It was 12 °C.", False),
-        ("-12 °C", "It was minus 12 degrees Celsius", True),
-        ("-12 °C", "It was twelve degrees Celsius below zero", True),
-        ("-12 °C", "-12", True),
-        ("-12 °C", "12 degrees Celsius below zero", True),
-        ("-0.5", "0.5", False),
-        ("-0.5", "−0.5", True),
-        ("-12 °C", "negative 12", True),
-        ("-12 °C", "The low was −12°C in May", True),
         ("C", "C++", False),
         ("C", "It is C.", True),
         ("A", "A+", False),
-        ("A", "A", True),
         ("A", "A - good", True),
+        ("C++", "C++", True),
+        ("-5", "**-5**", True),
+        ("-12 \u00b0C", '{"t": "-12 \u00b0C"}', True),
+        ("- 5 Elm Street", "5 Elm Street", True),
     ],
 )
-def test_the_sign_of_a_number_or_letter_is_part_of_the_answer(
+def test_an_answer_of_one_word_or_letter_is_compared_in_its_surroundings(
     secret: str, text: str, expected: bool
 ) -> None:
-    assert leaked(secret, text, "What is it?") is expected
+    assert leaked(secret, text, "Is Ada Byron married?") is expected
