@@ -323,11 +323,12 @@ def measure_difficulty(
     """
     from mergeforget.train.nlls import read_nlls
     from mergeforget.train.prompt_forms import forms_to_add
-    from mergeforget.train.tokenize import encode_set
+    from mergeforget.train.tokenize import encode_set, within_positions
 
     path, stages = run.data / DIFFICULTY, (*PAIR, "adapter", "model")
     if not training.until or on_main(lambda: path.exists() or any(map(run.state, stages))):
         return
+    training = within_positions(loaded.model, training)
     data = load_data(run, recipe.evaluation, None, recipe.search.seed, warn=False)
     lone = data.lone()
     groups = {group(row, lone) for row in data.nonmembers}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,12 @@ from mergeforget.evaluate.generate import generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.evaluate.membership import gradient_norms
 from mergeforget.evaluate.mmlu import choose
-from mergeforget.recipe import Term, Training
+from mergeforget.files import read_json, write_jsonl
+from mergeforget.recipe import Term, Training, change, load_recipe
 from mergeforget.run import Run
+from mergeforget.search.split import DIFFICULTY
 from mergeforget.train.fit import TrainingJob, train_adapter
+from mergeforget.train.run_rows import measure_difficulty, prepare
 from mergeforget.train_config import Lora
 
 LIMIT = 32
@@ -162,3 +166,26 @@ def test_a_row_of_ten_megabytes_is_refused_and_a_long_one_is_cut(
     (found,) = likelihoods(model, [long])
     assert len(found.logps) == 39
     assert capsys.readouterr().err.count("truncated at the beginning by up to 2999960") == 2
+
+
+def test_the_difficulty_of_long_nonmembers_is_measured_within_the_positions(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    model = learned("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    answers = {"forget": "lives in Rome", "retain": "works in Oslo", "holdout": "sings in Bonn"}
+    for name, answer in answers.items():
+        rows = [{"id": f"{name}{i}", "input": f"Who is {name} {i}?",
+                 "output": f"{name} {i} {answer}, " * 4} for i in range(4)]  # fmt: skip
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in answers}
+    recipe = change(load_recipe("level"), model={"name": str(tmp_path / "model")}, data=files)
+    run, training = Run(tmp_path / "run"), recipe.training("over")
+    assert training.until and training.max_length > LIMIT
+    sets = prepare(recipe, run, resume=False)
+    loaded = SimpleNamespace(model=model, tokenizer=tiny_tokenizer)
+    measure_difficulty(run, recipe, sets, training, loaded, RAW)
+    known = read_json(run.data / DIFFICULTY)
+    assert sorted(known) == [f"holdout{i}" for i in range(4)]
+    assert all(value > 0 for value in known.values())
