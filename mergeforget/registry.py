@@ -197,7 +197,10 @@ class Registry(Generic[F]):
     def _of_source(self, word: str) -> str:
         """Return a hint at the only built-in member whose publication mentions this word."""
         word = re.escape(word).replace("_", "[-_ ]")
-        sources = {name: self.get(name).source for name in sorted(self._builtin())}
+        sources: dict[str, str] = {}
+        for name in sorted(self._builtin()):
+            with suppress(ImportError):  # of a member that needs an extra
+                sources[name] = self.get(name).source
         found = [n for n, source in sources.items() if re.search(rf"\b{word}\b", source, re.I)]
         return f" Did you mean {found[0]!r} ({sources[found[0]]})?" if len(found) == 1 else ""
 
