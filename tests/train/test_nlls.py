@@ -90,7 +90,8 @@ def test_levels_are_those_of_the_twins_if_both_are_equally_easy(knowing: dict[st
     measured.sets = {**measured.sets, "held": measured.sets["imitations"]}
     measured.measure_levels(model)
     nll = read_nlls(model, measured.sets["imitations"])[0]
-    assert not measured.known_groups and measured.levels["forget"].tolist() == nll.tolist()
+    assert not measured.known_groups
+    assert measured.levels["forget"].tolist() == pytest.approx(nll.tolist(), rel=1e-5)
 
 
 def answered(length: int, form: int = 0) -> Encoded:
