@@ -138,8 +138,8 @@ def test_a_merge_of_different_modules_keeps_adapted_parameters(
     assert config["target_parameters"] == [f"{module}.weight" for module in CONV1D]
     for module in CONV1D:
         assert peft_scaling(config, f"{module}.weight") == 1.0
-    module = read_adapter(write_lora("module", modules=few, target_modules=["c_proj"]))
-    for pair in ([one, module], [module, one]):
+    of_module = read_adapter(write_lora("module", modules=few, target_modules=["c_proj"]))
+    for pair in ([one, of_module], [of_module, one]):
         with pytest.raises(InputError, match="'one' adapts the parameter of h.0.attn.c_proj"):
             merge_adapters(pair, Candidate("cat"), MergeSettings(modules="all"))
 
