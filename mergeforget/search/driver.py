@@ -143,8 +143,8 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         settings = settings_of(run, recipe, spec, data.holdout, variants)
         store.begin(settings, options.again)
         if data.holdout:  # after the checks: a refused search must not change the run
-            write_text(run.data / "holdout.jsonl", data.holdout)
             (run.data / DIFFICULTY).unlink(missing_ok=True)  # of the other non-members
+            write_text(run.data / "holdout.jsonl", data.holdout)
         run.set_state("search", "running")
 
         @cache

@@ -49,7 +49,7 @@ def split_measured(
     divided instead.
 
     Args:
-        measured: Measurements of any model; the split depends on the rows only.
+        measured: Measurements of any model; the split depends on the rows and ``difficulty`` only.
         share: Fraction of the documents in the selection split, in (0, 1).
         seed: Random seed. Retain rows and non-members are split separately, stratified by task.
         difficulty: NLL of the non-members under the base, in nats per token, by subject, or by id

@@ -201,7 +201,9 @@ def test_missing_nonmembers_are_reported_with_a_remedy(run: Run) -> None:
 
 def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) -> None:
     outside = (run.data / "holdout.jsonl").rename(tmp_path / "outside.jsonl")
+    write_json(run.data / "difficulty.json", {"another": 1.0})  # of the non-members before
     assert call(run, "--holdout", str(outside), "--budget", "1").exit_code == 0
+    assert not (run.data / "difficulty.json").exists()
     assert (run.data / "holdout.jsonl").read_text() == outside.read_text()
 
 
