@@ -133,6 +133,12 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         say(omitted)
     with run.lock():
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
+        if data.difficulty and spec.seed != recipe.search.seed:
+            raise UsageError(
+                f"--seed {spec.seed} would report on rows that the training has used: its checks "
+                f"compared the non-members of the selection split of seed {recipe.search.seed}. "
+                "Omit --seed, or give other non-members with --holdout."
+            )
         store = Store(run)
         tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": run.base()}))
         all_rows = [*data.forget, *data.retain, *data.members, *data.nonmembers]

@@ -18,10 +18,10 @@ from mergeforget.data.twins import as_stand_ins, make_twins, nonmember_twins
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.membership import unseen
-from mergeforget.files import read_json_object, reading, write_json, write_jsonl
+from mergeforget.files import read_json_object, read_jsonl, reading, write_json, write_jsonl
 from mergeforget.model_files import content_of, locate
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe
-from mergeforget.run import PAIR, Run, file_facts
+from mergeforget.run import Run, file_facts
 from mergeforget.search.split import DIFFICULTY, group, load_data
 from mergeforget.train.tokenize import check_replaceable, check_weights
 from mergeforget.train_config import Training
@@ -315,8 +315,9 @@ def measure_difficulty(
 ) -> None:
     """Measure the NLL of the non-members under the base, by which they are split.
 
-    This is done once, before the first training with ``until``: its checks measure the non-members
-    of the selection split. The NLL is the mean over the forms of prompts that are trained.
+    This is done once, before the first check of a training with ``until``, which measures the
+    non-members of the selection split. The NLL is the mean over the forms of prompts that are
+    trained.
 
     Args:
         loaded: The base model with its tokenizer.
@@ -325,8 +326,8 @@ def measure_difficulty(
     from mergeforget.train.prompt_forms import forms_to_add
     from mergeforget.train.tokenize import encode_set, within_positions
 
-    path, stages = run.data / DIFFICULTY, (*PAIR, "adapter", "model")
-    if not training.until or on_main(lambda: path.exists() or any(map(run.state, stages))):
+    path = run.data / DIFFICULTY
+    if not training.until or on_main(lambda: path.exists() or _was_checked(run)):
         return
     training = within_positions(loaded.model, training)
     data = load_data(run, recipe.evaluation, None, recipe.search.seed, warn=False)
@@ -344,6 +345,11 @@ def measure_difficulty(
             found.setdefault(group(rows[one.source], lone)[1], []).append(nll)
     means = {name: sum(nlls) / len(nlls) for name, nlls in sorted(found.items())}
     on_main(lambda: write_json(path, means))
+
+
+def _was_checked(run: Run) -> bool:
+    """Return whether a training of this run has measured its non-members."""
+    return any("until" in line for line in read_jsonl(run.history))
 
 
 def record_template(run: Run, tokenizer: Any, template: PromptTemplate) -> None:

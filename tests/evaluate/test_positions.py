@@ -25,7 +25,7 @@ from mergeforget.evaluate.generate import generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.evaluate.membership import gradient_norms
 from mergeforget.evaluate.mmlu import choose
-from mergeforget.files import read_json, write_jsonl
+from mergeforget.files import append_jsonl, read_json, write_jsonl
 from mergeforget.recipe import Term, Training, change, load_recipe
 from mergeforget.run import Run
 from mergeforget.search.split import DIFFICULTY
@@ -189,3 +189,12 @@ def test_the_difficulty_of_long_nonmembers_is_measured_within_the_positions(
     known = read_json(run.data / DIFFICULTY)
     assert sorted(known) == [f"holdout{i}" for i in range(4)]
     assert all(value > 0 for value in known.values())
+
+    (run.data / DIFFICULTY).unlink()
+    run.set_state("over", "done")  # such as an adapter given with --over: no check used the rows
+    measure_difficulty(run, recipe, sets, training, loaded, RAW)
+    assert read_json(run.data / DIFFICULTY) == known
+    (run.data / DIFFICULTY).unlink()
+    append_jsonl(run.history, [{"stage": "over", "step": 1, "until": {"step": 1}}])
+    measure_difficulty(run, recipe, sets, training, loaded, RAW)
+    assert not (run.data / DIFFICULTY).exists()  # its checks used the rows of a random split

@@ -207,6 +207,14 @@ def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) ->
     assert (run.data / "holdout.jsonl").read_text() == outside.read_text()
 
 
+def test_another_seed_would_report_on_rows_that_the_checks_have_used(run: Run) -> None:
+    rows = (run.data / "holdout.jsonl").read_text().splitlines()
+    write_json(run.data / "difficulty.json", {f"row {i}": 1.0 for i in range(len(rows))})
+    done = call(run, "--seed", "5", "--budget", "1")
+    assert done.exit_code == 2 and "selection split of seed 0" in done.stderr
+    assert not run.search.is_dir()
+
+
 def test_refused_nonmembers_leave_the_run_unchanged(searched: Run, tmp_path: Path) -> None:
     before = (searched.data / "holdout.jsonl").read_text()
     other = tmp_path / "other.jsonl"
