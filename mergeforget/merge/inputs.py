@@ -96,19 +96,20 @@ def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> No
 
     Two names are the same base if they differ only in case, if one is a quantised copy
     (``-bnb-4bit``), also of another organisation, or if both are folders with the same weights; see
-    ``same_content``.
+    ``same_content``. Two revisions are two bases.
 
     Args:
         trusted: Compare only shapes.
     """
-    by_base = {adapter.base: adapter for adapter in reversed(adapters) if adapter.base}
+    by_base = {named_base(adapter): adapter for adapter in reversed(adapters) if adapter.base}
     for first, other in combinations(reversed(by_base.values()), 2):
-        if not trusted and not _one_base(first.base, other.base):
+        revisions = {str(one.config.get("revision") or "") for one in (first, other)} - {""}
+        if not trusted and (len(revisions) > 1 or not _one_base(first.base, other.base)):
             raise InputError(
-                f"{first.name!r} was trained on {first.base} and {other.name!r} on {other.base}. "
-                "A merge of adapters of different models is meaningless; train both on one base "
-                "with "
-                "`mergeforget train-pair`. If both names refer to the same model, add --same-base."
+                f"{first.name!r} was trained on {named_base(first)} and {other.name!r} on "
+                f"{named_base(other)}. A merge of adapters of different models is meaningless; "
+                "train both on one base with `mergeforget train-pair`. If both names refer to the "
+                "same model, add --same-base."
             )
     owners: dict[str, Adapter] = {}  # the first adapter of each module
     for other in adapters:
@@ -127,6 +128,12 @@ def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> No
                     f"{module} is {shape} in {first.name!r} and {delta.shape} in {other.name!r}: "
                     "they were trained on different base models."
                 )
+
+
+def named_base(adapter: Adapter) -> str:
+    """Return the name of an adapter's base, with its revision if the config has one."""
+    revision = adapter.config.get("revision")
+    return f"{adapter.base} (revision {revision})" if revision else adapter.base
 
 
 def _one_base(one: str, other: str) -> bool:

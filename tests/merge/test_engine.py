@@ -404,6 +404,31 @@ def test_names_of_different_bases_are_refused_in_every_pair(
         assert merge_adapters(adapters, candidate).adapter.base == base
 
 
+@pytest.mark.parametrize(
+    ("revisions", "refused"),
+    [
+        (["v1", "v2"], True),
+        (["v1", None, "v2"], True),
+        (["v1", "v1"], False),
+        (["v1", None], False),
+    ],
+)
+def test_two_revisions_of_a_base_are_two_bases(
+    write_lora: WriteLora, revisions: list[str | None], refused: bool
+) -> None:
+    adapters = [
+        read_adapter(write_lora(f"a{i}", i, base_model_name_or_path="org/A", revision=revision))
+        for i, revision in enumerate(revisions)
+    ]
+    candidate = Candidate("linear", weights=(1.0,) * len(revisions))
+    if refused:
+        with pytest.raises(InputError, match=r"org/A \(revision v1\) and .* \(revision v2\)"):
+            merge_adapters(adapters, candidate)
+        merge_adapters(adapters, candidate, MergeSettings(same_base=True))
+    else:
+        assert merge_adapters(adapters, candidate).adapter.base == "org/A"
+
+
 def test_shapes_are_compared_between_all_adapters(write_lora: WriteLora) -> None:
     """The first adapter lacks the module whose shape differs."""
     modules = [{"a.0.q": (12, 16)}, {"a.1.q": (12, 16)}, {"a.1.q": (12, 20)}]
