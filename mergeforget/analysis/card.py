@@ -10,7 +10,7 @@ import yaml
 from mergeforget.analysis.attacks import run_attacks
 from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, run_scores
 from mergeforget.analysis.report import limits_of
-from mergeforget.analysis.tables import cell_of, label_of, measures_of
+from mergeforget.analysis.tables import Measure, cell_of, label_of, measures_of, shown_measures
 from mergeforget.attack.headline import run_verdict
 from mergeforget.embedded_model import HUB_COPY
 from mergeforget.embedded_model import LICENCE as EMBEDDED_LICENCE
@@ -21,7 +21,7 @@ from mergeforget.model_files import HUB_ID
 from mergeforget.parsing import parse_yaml
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, Run, versions
-from mergeforget.score import read_scores
+from mergeforget.score import Score, read_scores
 
 CARD_LIMIT = 1_000_000  # characters of a base's card that are read
 
@@ -35,18 +35,16 @@ def card_of(run: Run, name: str, kind: str) -> str:
     """
     recipe = load_recipe(run.recipe)
     chosen = _if(read_chosen(run), name)
-    why = chosen.sentence if chosen else ""
-    doubt = f"**Warning.** {_plain(chosen.warning)}" if chosen and chosen.warning else ""
     parts = [
         _metadata(run, name, kind),
         f"# {_plain(name)}\n\nA language model that was made to forget chosen training data, by "
         "merging an over-forgetting and an under-forgetting LoRA adapter with "
-        f"[mergeforget](https://pypi.org/project/mergeforget/).\n\n{_plain(why)}".rstrip(),
-        doubt,
+        "[mergeforget](https://pypi.org/project/mergeforget/).",
         _verdict(run, name),
         _use(run, kind),
         _scores(run, name),
         _attacks(run, name),
+        _choice(chosen),
         _provenance(run, recipe, name),
         "## Limits\n\n" + "\n".join(f"- {_plain(x)}" for x in limits_of(run, chosen)),
     ]
@@ -132,6 +130,14 @@ def _verdict(run: Run, name: str) -> str:
     return f"{text} Uncertain: {_plain(' '.join(verdict.uncertain))}" if verdict.uncertain else text
 
 
+def _choice(chosen: Chosen | None) -> str:
+    """Return why the search chose this candidate, with its warning."""
+    if chosen is None:
+        return ""
+    warning = f"\n\n**Warning.** {_plain(chosen.warning)}" if chosen.warning else ""
+    return f"## How it was chosen\n\n{_plain(chosen.sentence)}{warning}"
+
+
 def _use(run: Run, kind: str) -> str:
     if kind == "adapter":
         base = _hub_name(run.base())
@@ -152,20 +158,36 @@ def _use(run: Run, kind: str) -> str:
 
 
 def _scores(run: Run, name: str) -> str:
-    """Return a table of the candidate and the models with which it is compared."""
+    """Return tables of the candidate and the models with which it is compared."""
     try:
         scores = run_scores(run)
     except MissingError:
         return ""
-    shown = [s for s in (*ANCHORS, name) if s in scores]
-    rows = [["score", *shown], ["---"] + ["---:"] * len(shown)]
-    for measure in measures_of({s: scores[s] for s in shown}):
-        cells = [cell_of(scores[s], measure).text for s in shown]
-        rows.append([label_of(measure), *cells])
-    table = "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in rows)
-    return (
-        f"## Scores\n\nScores on the report split, or on all data if it was not split.\n\n{table}"
+    models = {model: scores[model] for model in (*ANCHORS, name) if model in scores}
+    every, main = measures_of(models), shown_measures(models)
+    others = _table(models, [measure for measure in every if measure not in main])
+    text = (
+        "## Scores\n\nThe worst case over the prompt variants, on the report split, or on all data "
+        f"if it was not split, with 95 % intervals.\n\n{_table(models, main)}"
     )
+    if len(every) > len(main):
+        text += f"\n\n<details><summary>More scores</summary>\n\n{others}\n\n</details>"
+    return text
+
+
+def _table(models: dict[str, list[Score]], measures: list[Measure]) -> str:
+    """Return the scores of several models as a Markdown table."""
+    rows = [["score", *models], ["---"] + ["---:"] * len(models)]
+    for measure in measures:
+        cells = [cell_of(scores, measure) for scores in models.values()]
+        texts = [
+            f"{cell.text} [{cell.interval[0]:.2f}, {cell.interval[1]:.2f}]"
+            if cell.interval
+            else cell.text
+            for cell in cells
+        ]
+        rows.append([label_of(measure), *texts])
+    return "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in rows)
 
 
 def _attacks(run: Run, name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
 from mergeforget.metrics._rows import likelihoods_of, subjects_of
@@ -30,7 +32,7 @@ def nll(measured: Measured, split: str, task: str = "") -> Score | None:
         ]
         values, subjects = [d.nll for d in documents], [d.subject for d in documents]
     better: Better = "higher" if split == "forget" else "lower"
-    return mean_score(
+    score = mean_score(
         "nll",
         split,
         values,
@@ -40,3 +42,6 @@ def nll(measured: Measured, split: str, task: str = "") -> Score | None:
         task=task,
         definition=DEFINITIONS[unit],
     )
+    if score is not None and score.interval is not None:  # no text has a likelihood above 1
+        score = replace(score, interval=(max(0.0, score.interval[0]), score.interval[1]))
+    return score

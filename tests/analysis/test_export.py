@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,22 @@ def test_an_export_follows_a_link(chosen: Run, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "other")
     export(chosen, tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "other" / "README.md").is_file()
+
+
+def test_the_card_states_the_verdict_first_and_the_best_known_scores_before_the_others(
+    chosen: Run,
+) -> None:
+    name = "ties-factors-d0.50"
+    auc = Score("mia_auc", "mia", 0.52, "nearer", 20, part="report", interval=(0.3, 0.741))
+    other = Score("mia_auc_zlib", "mia", 0.4, "nearer", 20, part="report", target=0.5)
+    write_scores(chosen.scores, {"base": [replace(auc, value=1.0)], name: [auc, other]})
+    text = (Path(export(chosen).folder) / "README.md").read_text()
+    assert r"| MIA AUC | 1.000 \[0.30, 0.74\] | 0.520 \[0.30, 0.74\] |" in text
+    assert "| MIA AUC zlib |  | 0.400 |" in text
+    parts = ["**NOT", "## Use", "| MIA AUC |", "<details>", "| MIA AUC zlib |", "</details>",
+             "## Attacks", "## How it was chosen", "It is balanced.", "## Limits"]  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
 
 
 def test_the_card_contains_the_warning_and_every_attack(chosen: Run) -> None:

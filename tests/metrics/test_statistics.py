@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from mergeforget.data.schema import DocumentLoss, Measured
 from mergeforget.metrics._statistics import (
     RESAMPLES,
     auc,
@@ -22,6 +23,7 @@ from mergeforget.metrics._statistics import (
     share_above_draws,
     wilson,
 )
+from mergeforget.metrics.nll import nll
 from mergeforget.score import harmonic_mean
 
 SCORES = st.lists(st.sampled_from([-3.0, -1.5, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=20)
@@ -135,6 +137,13 @@ def test_one_row_has_an_interval_only_if_its_values_are_bounded() -> None:
     assert loss is not None and loss.interval is None  # not 5 to 5, as if it were exact
     share = mean_score("exact_match", "forget", [1.0], "lower")
     assert share is not None and share.interval is not None and share.interval[0] < 0.05
+
+
+def test_the_interval_of_a_likelihood_does_not_allow_probabilities_above_one() -> None:
+    losses = [DocumentLoss(f"d{i}", True, value) for i, value in enumerate([0.001, 0.002, 0.9])]
+    score = nll(Measured([], losses), "forget")
+    assert score is not None and score.interval is not None
+    assert score.interval[0] == 0 and score.interval[1] > 0.9
 
 
 def test_intervals_of_a_mean_cover_the_truth_where_rows_are_clustered() -> None:
