@@ -133,7 +133,8 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         say(omitted)
     with run.lock():
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
-        if data.difficulty and spec.seed != recipe.search.seed:
+        checked = any(training.until for training in recipe.trainings().values())
+        if checked and data.difficulty and spec.seed != recipe.search.seed:
             raise UsageError(
                 f"--seed {spec.seed} would report on rows that the training has used: its checks "
                 f"compared the non-members of the selection split of seed {recipe.search.seed}. "

@@ -21,6 +21,7 @@ from mergeforget.outputs import ANSWER, TokenOutputs
 from mergeforget.train.forward import predict
 
 AT_ONCE = 16  # rows per forward pass
+TOKENS = 4096  # tokens per forward pass, more only in a longer row
 REMEMBERED = 0.65  # AUC of twins of unseen rows against those of forget rows: wording is known
 SIGNIFICANT = 0.05  # largest p-value of that AUC
 
@@ -60,14 +61,26 @@ def _exact(outputs: TokenOutputs) -> Tensor:
 
 
 def _predictions(model: Any, rows: Sequence[Encoded]) -> Iterator[TokenOutputs]:
-    """Yield the predictions of a model in eval mode, for ``AT_ONCE`` rows at a time."""
+    """Yield the predictions of a model in eval mode, for a few rows at a time, in order."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     with torch.no_grad():
-        for start in range(0, len(rows), AT_ONCE):
-            yield predict(model, pack(rows[start : start + AT_ONCE]).to(device))
+        for some in _passes(rows):
+            yield predict(model, pack(some).to(device))
     model.train(was_training)
+
+
+def _passes(rows: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """Divide rows into passes of at most ``AT_ONCE`` rows and ``TOKENS`` tokens."""
+    some: list[Encoded] = []
+    for row in rows:
+        if some and (len(some) == AT_ONCE or sum(len(r.ids) for r in (*some, row)) > TOKENS):
+            yield some
+            some = []
+        some.append(row)
+    if some:
+        yield some
 
 
 def answer_ids(row: Encoded) -> list[int]:

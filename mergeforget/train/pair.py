@@ -74,13 +74,18 @@ def train_pair(
     with run.lock():
         sets = prepare(recipe, run, resume=resume)
         base, name = _base(recipe, run, sets, memorise_first, resume, checkpoint_seconds)
-        record_template(run, base.tokenizer, template_of(base.tokenizer, recipe.data))
+        template = template_of(base.tokenizer, recipe.data)
+        record_template(run, base.tokenizer, template)
         missing = []
         for side in PAIR:
             if resume and on_main(lambda side=side: run.state(side)) == "done":  # type: ignore[misc]
                 say(f"{side}: done already")
             else:
                 missing.append(side)
+        if missing:
+            checked = [side for side in missing if recipe.training(side).until]
+            first = recipe.training((checked or missing)[0])
+            measure_difficulty(run, recipe, sets, first, base, template)
         jobs = {side: TrainingJob(run, side, resume, checkpoint_seconds) for side in missing}
         if len(missing) == 2 and trains_together(recipe, base.model.device):
             _train_both(base, name, recipe, sets, jobs)
@@ -213,7 +218,6 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJ
         f"learning rate {training.learning_rate:g}"
     )
     template = template_of(base.tokenizer, recipe.data)
-    measure_difficulty(job.run, recipe, sets, training, base, template)
     job.run.set_state(job.stage, "running")
     sides = rows_by_set(job.run, recipe, sets, training)
     assert recipe.pair is not None
@@ -261,7 +265,8 @@ def train_single(
         if training.until:
             length = "until its condition holds"
         say(f"{stage}: {describe(training)}, {length}")
-        measure_difficulty(run, recipe, sets, training, base, template)
+        if training.until:
+            measure_difficulty(run, recipe, sets, training, base, template)
         run.set_state(stage, "running")
         rows = rows_by_set(run, recipe, sets, training)
         train = train_model if training.full else train_adapter

@@ -15,7 +15,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.transforms import limit_rows
 from mergeforget.data.twins import as_stand_ins, make_twins, nonmember_twins
-from mergeforget.distributed import on_main
+from mergeforget.distributed import on_main, sharded
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.membership import unseen
 from mergeforget.files import read_json_object, read_jsonl, reading, write_json, write_jsonl
@@ -315,22 +315,34 @@ def measure_difficulty(
 ) -> None:
     """Measure the NLL of the non-members under the base, by which they are split.
 
-    This is done once, before the first check of a training with ``until``, which measures the
+    This is done once, before the first training, since the checks of ``until`` measure the
     non-members of the selection split. The NLL is the mean over the forms of prompts that are
-    trained.
+    trained. Without ``until``, it is not needed until a search: nothing is measured if the rows
+    cannot be split, or if several processes share the weights of the base.
 
     Args:
+        training: The training whose forms of prompts are measured.
         loaded: The base model with its tokenizer.
+
+    Raises:
+        InputError: There are too few rows for a training with ``until``.
     """
     from mergeforget.train.nlls import read_nlls
     from mergeforget.train.prompt_forms import forms_to_add
     from mergeforget.train.tokenize import encode_set, within_positions
 
     path = run.data / DIFFICULTY
-    if not training.until or on_main(lambda: path.exists() or _was_checked(run)):
+    if on_main(lambda: path.exists() or _was_checked(run)):
+        return
+    try:
+        data = load_data(run, recipe.evaluation, None, recipe.search.seed, warn=False)
+    except InputError:
+        if training.until:
+            raise
+        return
+    if sharded() and not training.until:
         return
     training = within_positions(loaded.model, training)
-    data = load_data(run, recipe.evaluation, None, recipe.search.seed, warn=False)
     lone = data.lone()
     groups = {group(row, lone) for row in data.nonmembers}
     rows = [row for row in sets.holdout if group(row, lone) in groups]

@@ -14,8 +14,9 @@ from mergeforget.data.tokens import Encoded, encode_rows
 from mergeforget.files import read_jsonl
 from mergeforget.models import load_model
 from mergeforget.outputs import ANSWER, PROMPT
-from mergeforget.train import checks
+from mergeforget.train import checks, nlls
 from mergeforget.train.checks import PASSAGE, MeasuredSets
+from mergeforget.train.forward import predict
 from mergeforget.train.nlls import answer_ids, auc_of, read_nlls, read_token_nlls
 
 
@@ -34,9 +35,32 @@ def test_answer_tokens_match_their_nll(knowing: dict[str, Path], window: Any) ->
         Row("b", prompt, "it", window=window),
     ]
     encoded = encode_rows(loaded.tokenizer, rows, max_length=64)
-    nlls, exact = read_token_nlls(loaded.model, encoded)
-    assert [len(nll) for nll in nlls] == [len(answer_ids(row)) for row in encoded]
+    found, exact = read_token_nlls(loaded.model, encoded)
+    assert [len(nll) for nll in found] == [len(answer_ids(row)) for row in encoded]
     assert len(exact) == 2
+
+
+def test_long_rows_are_read_in_passes_of_a_limited_number_of_tokens(
+    knowing: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(str(knowing["model"]))
+    rows = [Row(str(i), "who is it?", "it is red " * (1 + i % 3)) for i in range(20)]
+    encoded = encode_rows(loaded.tokenizer, rows, max_length=64)
+    whole = read_nlls(loaded.model, encoded)[0]
+    lengths: list[int] = []
+
+    def counting(model: Any, batch: Any) -> Any:
+        lengths.append(batch.input_ids.numel())
+        return predict(model, batch)
+
+    monkeypatch.setattr(nlls, "predict", counting)
+    monkeypatch.setattr(nlls, "TOKENS", 100)
+    assert read_nlls(loaded.model, encoded)[0] == pytest.approx(whole, abs=1e-5)
+    assert max(lengths) <= 100 and sum(lengths) == sum(len(row.ids) for row in encoded)
+    lengths.clear()
+    monkeypatch.setattr(nlls, "TOKENS", 1)  # a longer row has a pass of its own
+    read_nlls(loaded.model, encoded)
+    assert len(lengths) == 20
 
 
 def knowing_rows(knowing: dict[str, Path]) -> tuple[Any, MeasuredSets]:

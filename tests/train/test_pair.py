@@ -22,6 +22,7 @@ from mergeforget.data.people import make_people
 from mergeforget.files import read_json, read_jsonl, write_jsonl
 from mergeforget.recipe import change, load_recipe
 from mergeforget.run import Run
+from mergeforget.search.split import group, load_data
 from mergeforget.train import memorise
 from mergeforget.train.memorise import memorised_folder
 
@@ -35,7 +36,7 @@ SMALL = [
 
 @pytest.fixture
 def people(tmp_path: Path) -> dict[str, Path]:
-    rows = make_people({"forget": 1, "retain": 1, "holdout": 1}, seed=1, tasks=("Task2",))
+    rows = make_people({"forget": 1, "retain": 1, "holdout": 2}, seed=1, tasks=("Task2",))
     for split, some in rows.items():
         write_jsonl(tmp_path / f"{split}.jsonl", [row.to_dict() for row in some])
     return {split: tmp_path / f"{split}.jsonl" for split in rows}
@@ -62,8 +63,22 @@ def test_pair_is_trained_from_one_base_into_plain_peft_folders(
     assert {x["stage"] for x in read_jsonl(folder.history)} == {"over", "under"}
     assert folder.state("over") == folder.state("under") == "done"
     facts = read_json(folder.manifest)["stages"]["data"]
-    assert facts["rows"] == {"forget": 6, "retain": 6, "holdout": 6}
+    assert facts["rows"] == {"forget": 6, "retain": 6, "holdout": 12}
     assert len(facts["files"]["forget"]["sha256"]) == 64
+    known = read_json(folder.data / "difficulty.json")  # a search matches its splits by it
+    data = load_data(folder, load_recipe(folder.recipe).evaluation, None, 0)
+    names = {group(row, data.lone())[1] for row in data.nonmembers}
+    assert data.difficulty == known and set(known) == names
+    assert all(value > 0 for value in known.values())
+
+
+def test_nonmembers_that_cannot_be_split_do_not_prevent_a_training_of_fixed_length(
+    tiny_folder: Path, people: dict[str, Path], tmp_path: Path
+) -> None:
+    people["holdout"].write_text(people["holdout"].read_text().splitlines()[0] + "\n")
+    done = run(command(tiny_folder, people, tmp_path / "run"))
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "run" / "data" / "difficulty.json").exists()
 
 
 def test_memorised_model_is_reused(
