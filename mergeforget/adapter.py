@@ -48,7 +48,7 @@ FROZEN_COPY = ".original_module."  # in a state dict: the base's weights of a sa
 NAMED = {  # keys of a state dict that contain the adapter's name, and what PEFT writes for them
     re.compile(r"\.lora_magnitude_vector(\.[^.]+){0,2}$"): ".lora_magnitude_vector",
     re.compile(r"\.lora_B\.[^.]+\.bias$"): ".lora_B.bias",
-    re.compile(r"\.modules_to_save\.[^.]+\."): ".",
+    re.compile(r"\.modules_to_save\.(?:[^.]+\.|(?=weight$))"): ".",  # without it if resized
 }
 
 
@@ -124,8 +124,7 @@ class Adapter:
         dtype: Stored dtype of the factors ("F32", "F16", "BF16"); in memory they are float32.
         embeddings: Names of the modules that are embeddings. Their delta has the shape (tokens,
             size); PEFT stores its transpose as ``lora_embedding_A`` and ``_B``.
-        tokenizer: Folder with the tokenizer and the chat template that were saved with the
-            adapter; None if there is no chat template.
+        tokenizer: Folder with the tokenizer or the chat template that was saved with the adapter.
     """
 
     name: str
@@ -205,7 +204,8 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
     if not deltas:
         raise InputError(f"{folder} contains no lora_A and lora_B weights, so it is not a LoRA.")
     dtype = stored.pop() if len(stored) == 1 else "F32"  # mixed dtypes become float32
-    own = folder if stored_template(folder) is not None else None
+    tokenizer = (folder / "tokenizer.json").is_file() or stored_template(folder) is not None
+    own = folder if tokenizer else None
     return Adapter(name, deltas, config, extras, dtype, frozenset(embeddings), own)
 
 

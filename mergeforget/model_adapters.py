@@ -101,8 +101,7 @@ def adopt_template(tokenizer: Any, adapter: Path | None) -> None:
         raise InputError(
             f"The adapter {adapter} has a tokenizer with other tokens than the model's, and a "
             "chat template that needs them. Add the adapter to the model's weights with "
-            "mergeforget merge --full, save that tokenizer in the folder, and name it as the "
-            "model."
+            "mergeforget merge --full, and name the written folder as the model."
         )
     tokenizer.chat_template = template
     say(f"Prompts use the chat template of {adapter}, with which the adapter was trained.")

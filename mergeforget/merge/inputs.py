@@ -46,7 +46,7 @@ def shared_tokenizer(adapters: Sequence[Adapter]) -> Path | None:
 
     None, with a warning, if their chat templates differ: a merge has one template.
     """
-    folders = [a.tokenizer for a in adapters if a.tokenizer is not None]
+    folders = [a.tokenizer for a in adapters if a.tokenizer and stored_template(a.tokenizer)]
     different = [f for f in folders if stored_template(f) != stored_template(folders[0])]
     if different:
         say(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import build_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -274,3 +275,97 @@ def test_dora_on_an_embedding_is_refused_by_name(
     itself = Candidate("linear", weights=(1.0,), space="delta")
     with pytest.raises(InputError, match=r"DoRA on the embedding .*embed_tokens.*extract-lora"):
         fold_adapters(base, [adapter], itself, tmp_path / "full")
+
+
+def resized_adapter(base: Path, folder: Path, seed: int = 0, **config: Any) -> Any:
+    """Train on a base with two more tokens, as fine-tuning with a new chat template does."""
+    torch.manual_seed(3)  # of the new rows
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(42)
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"]} | config))
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    wrapped.save_pretrained(str(folder))
+    build_tokenizer().save_pretrained(folder)
+    return wrapped
+
+
+def tied_copy(base: Path, folder: Path) -> None:
+    config = LlamaConfig.from_pretrained(base)
+    config.tie_word_embeddings = True
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    ],
+    ids=["stored by PEFT", "trained", "LoRA on both"],
+)
+def test_an_adapter_of_a_base_with_new_tokens_is_folded_with_their_rows(
+    tied: bool, config: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    (tied_copy if tied else shutil.copytree)(base, tmp_path / "base")
+    wrapped = resized_adapter(tmp_path / "base", tmp_path / "adapter", **config)
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(tmp_path / "base", [read_adapter(tmp_path / "adapter")], itself, tmp_path / "out")
+    folded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert folded.config.vocab_size == 42 == len(folded.get_input_embeddings().weight)
+    ids = torch.tensor([[5, 41, 40, 7, 39]])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            folded(ids).logits, wrapped.eval()(ids).logits, atol=1e-5, rtol=1e-5
+        )
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
+        tmp_path / "adapter" / "tokenizer.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_lora_on_one_embedding_stores_the_new_rows_of_a_tied_base_only(
+    module: str, base: Path, tmp_path: Path
+) -> None:
+    """PEFT does not store the other matrix, whose new rows are random in a base without a tie."""
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    resized_adapter(base, tmp_path / "adapter", target_modules=["q_proj", module])
+    with pytest.raises(InputError, match="rows for new tokens in .*, but not in"):
+        fold_adapters(base, [read_adapter(tmp_path / "adapter")], itself, tmp_path / "out")
+    tied_copy(base, tmp_path / "tied")
+    wrapped = resized_adapter(tmp_path / "tied", tmp_path / "a", target_modules=["q_proj", module])
+    fold_adapters(tmp_path / "tied", [read_adapter(tmp_path / "a")], itself, tmp_path / "out")
+    folded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([[5, 41, 40, 7, 39]])
+    with torch.no_grad():
+        wanted = wrapped.eval()(ids).logits
+        torch.testing.assert_close(folded(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_of_one_resized_base_are_merged_and_others_refused(
+    base: Path, tmp_path: Path
+) -> None:
+    for i, name in enumerate(("one", "two")):
+        resized_adapter(base, tmp_path / name, i)
+    pair = [read_adapter(tmp_path / name) for name in ("one", "two")]
+    mean = Candidate("linear", weights=(0.5, 0.5), space="delta")
+    fold_adapters(base, pair, mean, tmp_path / "out")
+    found, origin = weights(tmp_path / "out"), weights(base)
+    name = "model.layers.0.self_attn.q_proj"
+    deltas = [adapter.deltas[name].dense() for adapter in pair]
+    wanted = origin[f"{name}.weight"] + torch.from_numpy(sum(deltas) / 2)
+    torch.testing.assert_close(found[f"{name}.weight"], wanted, rtol=1e-5, atol=1e-6)
+    head = "base_model.model.lm_head.weight"
+    torch.testing.assert_close(
+        found["lm_head.weight"], torch.from_numpy(pair[0].extras[head]), rtol=1e-5, atol=1e-6
+    )
+    pair[1].extras[head] = pair[1].extras[head] + 1
+    with pytest.raises(InputError, match="different rows of lm_head.weight for the tokens"):
+        fold_adapters(base, pair, mean, tmp_path / "other")
+    del pair[0].extras[head]
+    with pytest.raises(InputError, match=r"but not in lm_head\.weight. Save both"):
+        fold_adapters(base, pair[:1], Candidate("linear", weights=(1.0,)), tmp_path / "other")

@@ -7,7 +7,7 @@ exactly, given the base.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +19,15 @@ from mergeforget.adapter import PREFIX, Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
 from mergeforget.expert_factors import expert_of
-from mergeforget.merge.checkpoint.compatible import OUTPUTS, embedding_of, find_tensor, plain_name
-from mergeforget.merge.checkpoint.reader import Checkpoint
+from mergeforget.merge.checkpoint.compatible import (
+    OUTPUTS,
+    embedding_of,
+    find_tensor,
+    is_tied,
+    output_of,
+    plain_name,
+)
+from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.inputs import BASE_LAYER, NEEDS_THE_BASE
 from mergeforget.merge.kernels.thresholds import blocks
 
@@ -195,6 +202,69 @@ def without_copies(adapter: Adapter, model: Checkpoint) -> Adapter:
         if not key.endswith(f"{BASE_LAYER}weight") or not _is_in(model, base_name(key), value)
     }
     return replace(adapter, extras=extras)
+
+
+def with_new_tokens(model: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+    """Return the base with rows for the tokens that were added to it before the training.
+
+    PEFT stores the whole embeddings of a base that ``resize_token_embeddings`` enlarged. Their new
+    rows are those of the adapters, so that these do not change them.
+
+    Raises:
+        InputError: The adapters have different new rows, or those of only one of the embedding and
+            the output layer.
+    """
+    embedding, output, tied = embedding_of(model), output_of(model), is_tied(model)
+    if embedding is None:
+        return model
+    added: dict[str, Array] = {}
+    for adapter in adapters:
+        for name, rows in _new_rows(adapter, model, embedding, tied):
+            if not np.array_equal(added.setdefault(name, rows), rows):
+                raise InputError(
+                    f"{adapters[0].name!r} and {adapter.name!r} have different rows of {name} for "
+                    "the tokens that were added to their base. Merge each with --full, and the "
+                    "models with `mergeforget merge-models`."
+                )
+    if not added:
+        return model
+    if tied:  # rows that are not stored are those of the other matrix
+        of_both = added.get(embedding.name, next(iter(added.values())))
+        added = dict.fromkeys([embedding.name, *OUTPUTS], of_both) | added
+    both = {embedding.name, output.name} if output else {embedding.name}
+    if missing := sorted(both - added.keys()):
+        raise InputError(
+            f"{adapters[0].name!r} has rows for new tokens in {', '.join(added)}, but not in "
+            f"{missing[0]}. Save both, with modules_to_save=['embed_tokens', 'lm_head']."
+        )
+    count = embedding.shape[0] + len(added[embedding.name])
+    tensors = {
+        name: info._replace(shape=(count, *info.shape[1:])) if name in added else info
+        for name, info in model.tensors.items()
+    }
+    sections = {key: _resized(value, count) for key, value in model.config.items()}
+    return replace(model, tensors=tensors, added=added, config=_resized(sections, count))
+
+
+def _new_rows(
+    adapter: Adapter, model: Checkpoint, embedding: TensorInfo, tied: bool
+) -> Iterator[tuple[str, Array]]:
+    """Yield the name of each embedding that is longer than the base's, and its further rows."""
+    for key, value in adapter.extras.items():
+        name = base_name(key)
+        info = find_tensor(model, name)
+        if info is None and plain_name(name) in OUTPUTS and tied:
+            info = embedding._replace(name=name)
+        if info is None or plain_name(info.name) not in {plain_name(embedding.name), *OUTPUTS}:
+            continue
+        if value.shape[1:] == info.shape[1:] and len(value) > info.shape[0]:
+            yield info.name, value[info.shape[0] :]
+
+
+def _resized(section: Any, count: int) -> Any:
+    """Return a section of a config with another number of tokens, if it has one."""
+    has_one = isinstance(section, dict) and "vocab_size" in section
+    return section | {"vocab_size": count} if has_one else section
 
 
 def _is_in(model: Checkpoint, name: str, value: Array) -> bool:

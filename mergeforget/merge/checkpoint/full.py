@@ -24,6 +24,7 @@ from mergeforget.merge.checkpoint.adapter_deltas import (
     changes_of,
     check_products,
     products_only,
+    with_new_tokens,
     without_copies,
 )
 from mergeforget.merge.checkpoint.compatible import (
@@ -96,7 +97,8 @@ def fold_adapters(
     In delta space, the full merged delta is added; it is truncated only if the candidate
     has a rank. In factor space, the merged adapter is added. Other changes
     of the adapters (whole modules, biases) are merged by the same method. The chat template that
-    was saved with the adapters replaces that of the base.
+    was saved with the adapters replaces that of the base; so does their tokenizer, if they were
+    trained with further tokens.
 
     Raises:
         UsageError, InputError, NumericError: As in ``engine.merge_adapters``.
@@ -110,6 +112,7 @@ def fold_adapters(
     check_grams(candidate, how.grams)
     check_adapters(adapters, with_base=True, same_base=how.same_base)
     with open_checkpoint(base) as model:
+        model = with_new_tokens(model, adapters)
         adapters = [without_copies(adapter, model) for adapter in adapters]
         if how.grams is not None:
             adapters, plain = as_sum(adapters, candidate, how.grams)
@@ -131,8 +134,9 @@ def fold_adapters(
         ]
         settings = [how.precision, how.modules, how.svd]
         inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *settings]
-        template = template_with(base, shared_tokenizer(adapters))
-        return _write(out, jobs, inputs, model, candidate, output, how.precision, template)
+        own = next((a.tokenizer for a in adapters if a.tokenizer), None) if model.added else None
+        template = None if own else template_with(base, shared_tokenizer(adapters))
+        return _write(out, jobs, inputs, model, candidate, output, how.precision, template, own)
 
 
 def _steps(
@@ -272,6 +276,7 @@ def _write(
     output: Output,
     precision: str,
     template: str | None = None,
+    tokenizer: Path | None = None,
 ) -> Written:
     def facts(rounding: Rounding) -> dict[str, Any]:
         used = {"dtype": output.dtype, "device": output.device, "precision": precision}
@@ -291,6 +296,7 @@ def _write(
         like=like,
         facts=facts,
         template=template,
+        tokenizer=tokenizer,
         shard_bytes=output.shard_bytes,
         threads=output.threads,
         max_memory=output.max_memory,

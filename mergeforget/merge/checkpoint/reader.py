@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,12 +74,14 @@ class Checkpoint:
     Attributes:
         tensors: Tensors by name, in the order of the files.
         config: Content of ``config.json``.
+        added: Rows after those in the file, by name of the tensor; see ``with_new_tokens``.
     """
 
     folder: Path
     tensors: dict[str, TensorInfo]
     config: dict[str, Any]
     _files: dict[Path, int] = field(default_factory=dict)
+    added: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -99,6 +101,11 @@ class Checkpoint:
         """
         height, width = info.matrix
         start, stop, _ = rows.indices(height)
+        if (added := self.added.get(info.name)) is not None:
+            end = height - len(added)
+            in_file = slice(min(start, end), min(stop, end))
+            stored = replace(self, added={}).read(info, in_file, room)
+            return np.concatenate([stored, added[max(0, start - end) : max(0, stop - end)]])
         buffer = None
         if room is not None:
             buffer = room.take("raw", ((stop - start) * width * SIZES[info.dtype],), np.uint8)

@@ -159,7 +159,7 @@ def model_job(
 
 def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> TensorJob:
     """Create the job that copies a tensor, in the output dtype."""
-    if output.stored(info) == info.dtype:
+    if output.stored(info) == info.dtype and info.name not in model.added:
         return TensorJob(info.name, info.dtype, info.shape, source=(model, info))
 
     def blocks() -> Iterator[Block]:

@@ -31,6 +31,7 @@ from mergeforget.files import (
 from mergeforget.merge.checkpoint.jobs import MemoryBudget, Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import INDEX, SINGLE, SIZES, Checkpoint
 from mergeforget.merge.kernels.dispatch import workers
+from mergeforget.model_files import copy_tokenizer
 from mergeforget.replace import link_target, write_lock
 
 SHARD_BYTES = 5_000_000_000
@@ -46,6 +47,7 @@ def write_model(
     like: Checkpoint,
     facts: Callable[[Rounding], dict[str, Any]],
     template: str | None = None,
+    tokenizer: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     threads: int = 0,
     max_memory: int | None = None,
@@ -57,6 +59,7 @@ def write_model(
         plan: Everything that determines the bytes; an interrupted merge with an equal plan resumes.
         like: Model whose config, tokenizer and other small files are copied.
         template: Chat template to write instead of that of ``like``.
+        tokenizer: Folder with the tokenizer to copy instead of that of ``like``.
         facts: Returns the content of ``candidate.json``, given the rounding error.
         durable: Flush to the disk before a tensor is recorded, so that a power failure loses
             nothing that the journal records. A killed process loses nothing in either case.
@@ -80,6 +83,8 @@ def write_model(
         )
         _, rounding = finished(partial / JOURNAL)
         carry_over(partial, shards, like, jobs, durable=durable)
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer, partial)
         if template is not None:  # it precedes that of tokenizer_config.json
             write_text(partial / "chat_template.jinja", template)
         write_json(partial / "candidate.json", facts(rounding), durable=durable)
