@@ -77,7 +77,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of forget rows, retain "
               "rows and questions per MMLU subject.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Maximum tokens to generate per "
-              "answer.  [default: 256; tofu: 200]")  # fmt: skip
+              "answer.  [default: 256; tofu: 200; muse: 128; rwku: 30]")  # fmt: skip
 @click.option("--mmlu", type=FOLDER, help="Folder with MMLU's dev/ and test/ csv files.")
 @click.option(
     "--mmlu-shots",
@@ -88,7 +88,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               "subject.  [default: --limit]")  # fmt: skip
 @click.option("--membership", type=click.Choice(["documents", "rows", "answers"]), help="Text "
               "that is judged as member or non-member: completed documents, the document of "
-              "every row, or every answer given its prompt.  [default: documents]")  # fmt: skip
+              "every row, or every answer given its prompt.  "
+              "[default: documents; tofu: answers]")  # fmt: skip
 @click.option("--lm-eval", multiple=True, metavar="TASK", help="Also run this lm-eval task. "
               "Repeatable. Needs the extra eval.")  # fmt: skip
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.evaluate.generate import generate
 from mergeforget.files import read_jsonl, write_jsonl
+from mergeforget.recipe import NEW_TOKENS, UNITS
 
 FAST = ["--max-new-tokens", "3"]
 
@@ -294,3 +296,12 @@ def test_warns_if_the_utility_is_below_the_floor(run: Path) -> None:
 def test_invalid_options_are_explained(run: Path, words: list[str], message: str) -> None:
     done = call(run, *words)
     assert done.exit_code == 2 and message in done.stderr
+
+
+def test_help_states_the_defaults_of_every_benchmark() -> None:
+    text = " ".join(call("--help").stdout.split())
+    for option, by in (("--max-new-tokens", NEW_TOKENS), ("--membership", UNITS)):
+        stated = re.search(rf"{option} .*?\[default: ([^]]*)\]", text)
+        assert stated is not None
+        named = dict(one.split(": ") for one in stated[1].split("; ")[1:])
+        assert named == {name: str(value) for name, value in by.items()}
