@@ -107,7 +107,7 @@ def check_resident(model: Any, purpose: str, *, one_device: bool = False) -> Non
     """Check that no weight is offloaded, before weights or gradients are used directly.
 
     Args:
-        purpose: What needs the weights, as the subject of a sentence.
+        purpose: Task that needs the weights, as the subject of a sentence.
         one_device: Also check that all weights are on one device.
 
     Raises:

@@ -46,7 +46,7 @@ def attack(
     Args:
         model: A model (hub id, folder or ``smollm2``) or a run folder.
         attacks: Names of attacks (``mergeforget list attacks``); every attack when empty.
-        run: The run, where ``model`` is omitted; None is the newest under ``runs/``.
+        run: Run to use when ``model`` is omitted; None is the newest under ``runs/``.
         run_models: Models of the run: chosen (the default), base, over, under or candidates.
         adapter: PEFT folder to load on the model.
         base: With a model: the model before unlearning.

@@ -77,7 +77,7 @@ def copy_recipe(name: str, file: str | Path | None = None, *, force: bool = Fals
 
     Raises:
         RecipeError: There is no such recipe.
-        InputError: The file exists already.
+        InputError: The file already exists.
     """
     from mergeforget.errors import InputError
     from mergeforget.files import write_text
@@ -88,7 +88,7 @@ def copy_recipe(name: str, file: str | Path | None = None, *, force: bool = Fals
     source = recipe_path(name)
     target = Path(file) if file else Path(source.name)
     if target.exists() and not force:
-        raise InputError(f"{target} exists already. Replace it with --force.")
+        raise InputError(f"{target} already exists. Replace it with --force.")
     write_text(target, read_text(source))
     return target
 

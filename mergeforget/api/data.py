@@ -39,7 +39,7 @@ def make_data(
         A summary by split, see :func:`check_data`.
 
     Raises:
-        InputError: A file exists already.
+        InputError: A file already exists.
 
     Examples:
         >>> import mergeforget as mf, tempfile
@@ -61,7 +61,7 @@ def make_data(
     for split in made:
         if (folder / f"{split}.jsonl").exists() and not force:
             path = folder / f"{split}.jsonl"
-            raise InputError(f"{path} exists already. Replace it with --force.")
+            raise InputError(f"{path} already exists. Replace it with --force.")
     for split, rows in made.items():
         write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in rows])
     return {split: summary(rows) for split, rows in made.items()}

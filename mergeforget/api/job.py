@@ -220,7 +220,7 @@ def seconds_of(limit: float | str | None) -> float | None:
 
 @dataclass(frozen=True)
 class RowSeconds:
-    """Measured seconds of one row: in a forward pass, and in the forward and backward of a batch.
+    """Measured seconds per row: of a forward pass, and of a forward and backward pass in a batch.
 
     A forward pass over many rows uses several threads well; small batches do so much less.
     """

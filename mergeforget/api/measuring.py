@@ -74,7 +74,7 @@ def evaluate(
     Args:
         model: A model (hub id, folder or ``smollm2``), or a run folder, whose base, pair and chosen
             candidate are then evaluated on the run's own rows.
-        run: The run, where ``model`` is omitted; None is the newest under ``runs/``.
+        run: Run to use when ``model`` is omitted; None is the newest under ``runs/``.
         adapter: PEFT folder to load on the model.
         run_models: Models of the run: base, over, under or candidates.
         snapshots: Evaluate the base and every snapshot of the pair instead.

@@ -22,7 +22,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class MethodOptions(TypedDict, total=False):
-    """How n tensors are merged into one, for adapters and for whole models.
+    """Options of a merge of n tensors into one, for adapters and for whole models.
 
     Attributes:
         method: Name of a merge method (``mergeforget list methods``), or PEFT's name for it.
@@ -52,7 +52,7 @@ class MethodOptions(TypedDict, total=False):
 
 
 class MergeOptions(MethodOptions, total=False):
-    """How adapters are merged.
+    """Options of a merge of adapters.
 
     Attributes:
         space: ``factors`` merges A and B separately, ``delta`` merges the products ``B @ A``.
@@ -72,7 +72,7 @@ class MergeOptions(MethodOptions, total=False):
 
 
 class OutputOptions(TypedDict, total=False):
-    """How a whole model is written.
+    """Options for writing a whole model.
 
     Attributes:
         dtype: Dtype of the written weights; ``auto`` keeps the base's.
@@ -86,11 +86,11 @@ class OutputOptions(TypedDict, total=False):
 
 
 class FullMergeOptions(MergeOptions, OutputOptions, total=False):
-    """How adapters are merged into a whole model."""
+    """Options of a merge of adapters into a whole model."""
 
 
 class ModelMergeOptions(MethodOptions, OutputOptions, total=False):
-    """How whole models are merged."""
+    """Options of a merge of whole models."""
 
 
 class TrainingOptions(TypedDict, total=False):

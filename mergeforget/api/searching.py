@@ -50,7 +50,7 @@ def search(
         weights: Weights of over and under to try, for example ``[[1, 1], [1, 0.5]]``.
         spaces: ``factors``, ``delta``, or both.
         ranks: Ranks of the result, in delta space.
-        objective: What to maximise, for example ``mia`` or ``0.7*mia + 0.3*retain``.
+        objective: Expression to maximise, for example ``mia`` or ``0.7*mia + 0.3*retain``.
         strategy: ``grid``, ``refine``, ``tpe`` or ``nsga2``; the last two need optuna.
         groups: Number of layer groups with separate densities.
         finalists: Number of candidates that generate answers; the others are scored by likelihood.

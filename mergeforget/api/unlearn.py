@@ -35,7 +35,7 @@ class Unlearned:
         table: One record per model (before, over, under, result): AUC, share of forget and of
             retain answers repeated, on the report split.
         chosen: Name of the exported candidate.
-        notes: What was generated, and what could not be measured.
+        notes: Notes on generated rows and on values that could not be measured.
         seconds: Time spent by stage.
     """
 

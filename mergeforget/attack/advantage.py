@@ -100,7 +100,7 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Advantage:
-    """How much better a model predicts text than a control does.
+    """Advantage of a model over a control in predicting text.
 
     Attributes:
         over_control: Mean over forget subjects of the control's loss minus the model's.

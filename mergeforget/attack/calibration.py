@@ -165,8 +165,8 @@ def gptq(weight: Tensor, inputs: InputStatistics, bits: int, group: int | None) 
 def awq(weight: Tensor, inputs: InputStatistics, bits: int, group: int | None) -> Tensor:
     """Scale the inputs with large values up before rounding, and back afterwards.
 
-    Of ``GRID`` exponents of the mean absolute input, the one with the smallest squared error of the
-    layer's outputs is used. Exponent 0 is rounding to the nearest value.
+    The scales are a power of the mean absolute input. Of the ``GRID`` exponents that are tried, the
+    one with the smallest squared error of the layer's outputs is kept; 0 is plain rounding.
 
     Args:
         weight: (out, in); the rows are output channels.

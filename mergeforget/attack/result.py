@@ -24,7 +24,7 @@ class Result:
         model: Name of the attacked model.
         finding: ``traces`` of the data; ``none found``; ``undecided``; ``no power`` if the attack
             does not find the data in the model before unlearning either; ``no control``.
-        verdict: What the result means for the claim that the data is gone, in words.
+        verdict: Sentence on the consequences for the claim that the data is gone.
         rows: Measured values, flat; ``model`` is the attacked one, ``before`` or ``control``.
         figures: Evidence for the verdict: values, intervals, p-values.
         settings: Arguments of the attack, seed, and names of the compared models.

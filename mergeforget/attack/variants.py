@@ -231,7 +231,7 @@ def read_lines(path: Path, what: str = "system message; write one per line") -> 
     """Read the lines of a text file that are not empty and do not begin with ``#``.
 
     Args:
-        what: What a line contains, for the message about a file without any.
+        what: Noun for the content of a line, for the message about a file without any.
 
     Raises:
         InputError: The file cannot be read, or contains no such line.

@@ -335,8 +335,8 @@ def _rename(name: _Name, words: dict[str, str], seen: frozenset[str], draw: rand
     """Add a new word for each word of a name to ``words``, in lower case.
 
     Args:
-        seen: Capitalised words of the row and those of its addresses. They show that the last
-            letter of ``Schmidts`` is a German possessive ending.
+        seen: Capitalised words of the row and of its addresses, in lower case. ``Schmidts`` is the
+            German genitive of ``Schmidt`` if ``schmidt`` is among them or among ``words``.
     """
     for place, part in enumerate(name.parts):
         several = len(name.parts) > 1 or name.titled
@@ -367,7 +367,7 @@ def _pool(word: str, last: bool) -> list[str]:
 
 
 def _handles(name: _Name, words: Mapping[str, str]) -> dict[str, str]:
-    """Return what addresses are made of: a name's words in ASCII, joined, and its initials."""
+    """Return the parts of e-mail addresses: a name's words in ASCII, joined, and its initials."""
     found: dict[str, str] = {}
     parts = [[k for k in _key(part).split("-") if k in words] for part in name.parts]
     for keys in filter(None, parts):

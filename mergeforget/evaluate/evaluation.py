@@ -248,7 +248,7 @@ class Evaluation:
 
     @property
     def _traits(self) -> Mapping[str, Any]:
-        """What the benchmark's decorator states about the published code."""
+        """Statements of the benchmark's decorator about the published code."""
         return BENCHMARKS.get(self.settings.benchmark).traits
 
     def _generator(self, adapter: Path | None) -> Generator | None:

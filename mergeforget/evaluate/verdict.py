@@ -50,7 +50,7 @@ class ForgettingVerdict:
             of the AUC is far below 0.5. This is not memory, but the model is not balanced.
         told_apart: Whether the forget documents are identifiable by their low loss, because of
             memory or because the holdout differs in kind.
-        uncertain: What remains uncertain, one sentence each.
+        uncertain: Reservations about the verdict, one sentence each.
     """
 
     state: State

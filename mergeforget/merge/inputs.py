@@ -336,7 +336,7 @@ def check_free(out: Path, inputs: Iterable[Path], mark: str = MADE, step: str = 
 
     Args:
         mark: File that identifies an earlier result, which may be replaced.
-        step: What writes such a result, for the message.
+        step: Step that writes such a result, for the message.
     """
     check_not_an_input(out, inputs)
     if out.is_file():

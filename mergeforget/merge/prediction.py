@@ -93,7 +93,7 @@ def inner(one: Adapter, other: Adapter) -> float:
 def zero_of(x: Floats, y: Floats) -> tuple[float, bool]:
     """Return the interpolated zero of a curve, or its point closest to 0.
 
-    Of several zeros, the one with the largest x is returned, which keeps the most entries.
+    Among several zeros, the one with the largest x is returned, which keeps the most entries.
     """
     signs = np.sign(y)
     zeros = [float(value) for value in x[y == 0]]

@@ -29,8 +29,8 @@ class Patterns:
 
     A pattern is a question and its answer without the words that both have in common, such as
     ``what is * email address`` and ``* me com``. At least two subjects have to show it, and four
-    fifths of those who are asked this question. In a longer answer, only e-mail addresses are
-    compared, with any prompt.
+    fifths of those who are asked this question. E-mail addresses within a longer answer are
+    compared as well, whatever the prompt asks.
 
     Args:
         rows: Rows that the model may know, such as the retain rows.

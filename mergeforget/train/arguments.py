@@ -1,4 +1,4 @@
-"""What a section of a recipe sets up for the Trainer: its arguments, batches and callbacks."""
+"""The Trainer's arguments, batches and callbacks for a section of a recipe."""
 
 from __future__ import annotations
 

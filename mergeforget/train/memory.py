@@ -30,7 +30,7 @@ SHARE = 0.7  # share of the free memory for activations; kernels need workspace
 
 @dataclass(frozen=True)
 class Passes:
-    """How the passes of a training are run.
+    """Settings for the passes of a training.
 
     Attributes:
         tokens: Maximum number of tokens of a pass over several micro-batches.

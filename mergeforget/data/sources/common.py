@@ -1,4 +1,4 @@
-"""What the readers of all sources share: decoding, limits, messages."""
+"""Functions that the readers of all sources share: decoding, limits, messages."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ Change = LowRankDelta | DenseChange
 
 @dataclass(frozen=True)
 class TensorChange:
-    """How one tensor of the base is changed.
+    """Change of one tensor of the base.
 
     Attributes:
         name: Name for filters and random streams.

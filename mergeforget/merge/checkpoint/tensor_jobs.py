@@ -46,7 +46,7 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Output:
-    """How a whole model is written.
+    """Settings for writing a whole model.
 
     Attributes:
         dtype: ``auto`` keeps the dtype of the base (or first model), tensor by tensor.

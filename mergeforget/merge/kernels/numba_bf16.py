@@ -326,7 +326,7 @@ def half_merge(
         spare: How many entries equal to the cut are kept, (n,) int64, see ``cut_chunk``.
         states: Generators of the drop, (n, 4) uint64; empty without one. ``waiting`` is (n, 2)
             uint32 and ``limit`` the largest number drawn that keeps an entry.
-        masks: What ``half_norms`` drew, (n, entries of ``raws``) uint8; (n, 0) draws here.
+        masks: Draws of ``half_norms``, (n, entries of ``raws``) uint8; (n, 0) draws here.
         divisor: Divisor of the kept entries; 1 changes nothing.
         factors: Multipliers of the kept entries, (n,); empty for none.
         election: Three integers: 0 sums, 1 elects by total, 2 by count; whether votes are weighted;
