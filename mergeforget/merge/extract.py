@@ -25,6 +25,7 @@ from mergeforget.files import read_json_object
 from mergeforget.merge.checkpoint.adapter_deltas import CONV1D, HAVE_CONV1D
 from mergeforget.merge.checkpoint.compatible import (
     OUTPUTS,
+    check_equal,
     check_finite_block,
     check_same_tensors,
     embedding_of,
@@ -83,8 +84,8 @@ def extract_lora(
         the truncation leaves out) and ``energy_left_out`` (that of tensors with no LoRA form).
 
     Raises:
-        InputError: The model and the base differ in their tensors, or are equal, or PEFT cannot
-            fold the adapter.
+        InputError: The model and the base differ in their tensors or in quantised weights, or are
+            equal, or PEFT cannot fold the adapter.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(_as_model(model, base))
@@ -152,6 +153,7 @@ def _difference(
     """Return the difference of one tensor under the name of the loaded model's module."""
     info = pair.base
     if not info.floating or not info.numel:
+        check_equal(base, info, [(model, pair.model)])
         return Difference(info.name, 0.0, 0.0)
     change = check_finite_block(model, pair.model, model.read(pair.model)) - base.read(info)
     energy = float(np.square(change, dtype=np.float64).sum())

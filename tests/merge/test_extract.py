@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -86,6 +87,21 @@ def test_tensors_that_lora_cannot_change_are_reported(tiny_folder: Path, tmp_pat
     write_safetensors(model / "model.safetensors", tensors)
     with pytest.raises(InputError, match="nothing to extract"):
         extract_lora(model, tiny_folder, 4)
+
+
+def test_quantised_weights_that_differ_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    """As gpt-oss stores its experts; their difference was left out without a word."""
+    tensors, _ = read_safetensors(tiny_folder / "model.safetensors")
+    packed = {"model.layers.0.mlp.experts.down_proj_blocks": np.arange(8, dtype=np.uint8)}
+    base, model = (shutil.copytree(tiny_folder, tmp_path / name) for name in ("base", "model"))
+    write_safetensors(base / "model.safetensors", tensors | packed)
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] += 3.0
+    write_safetensors(model / "model.safetensors", tensors | packed)
+    assert extract_lora(model, base, 4).report["modules"] == 1
+    changed = {name: values + np.uint8(1) for name, values in packed.items()}
+    write_safetensors(model / "model.safetensors", tensors | changed)
+    with pytest.raises(InputError, match="down_proj_blocks .* differs .* both must be equal"):
+        extract_lora(model, base, 4)
 
 
 def test_a_fine_tuned_model_becomes_an_adapter_of_the_rank(
