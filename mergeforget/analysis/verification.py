@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mergeforget.adapter import WEIGHTS
+from mergeforget.adapter_config import CONFIG
 from mergeforget.analysis.evidence import MissingError, read_chosen, read_losses
 from mergeforget.analysis.people import (
     PersonRecord,
@@ -107,8 +109,8 @@ def evidence_files(run: Run) -> dict[str, Path]:
     files += [run.root / "notes.json", run.root / EARLIER]
     files += [run.answers / f"{m}{end}" for m in dict.fromkeys((*ANCHORS, model))
               for end in (".jsonl", ".losses.jsonl")]  # fmt: skip
-    files += [run.root / side / "adapter_model.safetensors" for side in PAIR]
-    files.append(run.candidates / model / "adapter_model.safetensors")
+    adapters = [*(run.root / side for side in PAIR), run.candidates / model]
+    files += [adapter / name for adapter in adapters for name in (WEIGHTS, CONFIG)]
     if run.attacks.is_dir():
         files += [*sorted(run.attacks.glob("*.json")), *sorted(run.attacks.glob("answers/*"))]
     return {f.relative_to(run.root).as_posix(): f for f in files if f.is_file()}

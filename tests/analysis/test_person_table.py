@@ -121,7 +121,8 @@ def test_unchanged_evidence_is_verified(run: Run, evidence: Path) -> None:
 
 @pytest.mark.parametrize(
     "name", ["scores.jsonl", f"answers/{CHOSEN}.jsonl", "data/forget.jsonl", "attacks/prompts.json",
-             f"candidates/{CHOSEN}/adapter_model.safetensors"]
+             f"candidates/{CHOSEN}/adapter_model.safetensors", "over/adapter_config.json",
+             f"candidates/{CHOSEN}/adapter_config.json"]
 )  # fmt: skip
 def test_a_changed_file_is_found_with_exit_code_7(run: Run, evidence: Path, name: str) -> None:
     assert name in evidence_files(run)
