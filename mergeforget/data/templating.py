@@ -363,7 +363,10 @@ class PromptTemplate:
 
     def _end_ids(self, tokenizer: Any, full: str, place: int) -> list[int]:
         """Return the tokens after the answer, up to and including the end-of-turn token."""
-        tail = token_ids(tokenizer, full[place:])
+        before, both = token_ids(tokenizer, full[:place]), token_ids(tokenizer, full)
+        # alone, the text after the answer may begin with a space that some tokenizers insert
+        joined = both[: len(before)] == before
+        tail = both[len(before) :] if joined else token_ids(tokenizer, full[place:])
         if self.end in tail:
             return tail[: tail.index(self.end) + 1]
         eos = tokenizer.eos_token_id

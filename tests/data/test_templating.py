@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import CHAT_TEMPLATE, build_tokenizer
+from conftest import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 
 from mergeforget.data.prompt_variants import prompt_variants
 from mergeforget.data.schema import Message, Row
@@ -260,6 +260,32 @@ def test_no_space_is_inserted_after_whitespace_or_a_special_token(
     tokenizer = with_template(None)
     cut = RAW.tokens(tokenizer, Row("a", prompt, "Yes."))
     assert tokenizer.decode(cut.prompt + cut.answer) == prompt + "Yes."
+
+
+def sentencepiece(template: str | None = None) -> Any:
+    """One token per ASCII character, and a space before each text, as Llama 2's tokenizer has."""
+    from tokenizers import Tokenizer, models, normalizers
+
+    known = [*SPECIAL, "\u2581", *map(chr, range(33, 127))]
+    model = models.BPE(vocab={t: i for i, t in enumerate(known)}, merges=[], unk_token=SPECIAL[0])
+    raw = Tokenizer(model)
+    steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    raw.normalizer = normalizers.Sequence(steps)
+    names = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIAL, strict=True))
+    return type(build_tokenizer())(tokenizer_object=raw, chat_template=template, **names)
+
+
+def test_a_space_that_the_tokenizer_puts_before_a_text_is_not_part_of_the_end() -> None:
+    template = (  # as Llama 2, which writes a space on both sides of an answer
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<|start|>' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = sentencepiece(template)
+    cut = PromptTemplate.resolve(tokenizer).tokens(tokenizer, Row("a", "Where?", "In Lund."))
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Lund."}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    assert [*cut.prompt, *cut.answer, *cut.end] == whole
+    assert tokenizer.convert_ids_to_tokens(cut.end) == ["\u2581", "<|end|>"]
 
 
 def surrounding(bos: bool, eos: bool) -> Any:
