@@ -379,7 +379,7 @@ class PromptTemplate:
         before = row.prompt
         blank = self._blank_after(row) if prompt else None
         if blank is None:
-            blank = "" if prompt and prompt[-1] in special_ids(tokenizer) else join
+            blank = "" if prompt and _ends_special(tokenizer, before, prompt[-1]) else join
         text = before + (row.joint(blank) if row.output else "") + row.output
         check_size(text)
         if not getattr(tokenizer, "is_fast", True):  # a tokenizer in Python, which knows no offsets
@@ -424,6 +424,16 @@ class TemplateSpec(Protocol):
 def template_of(tokenizer: Any, spec: TemplateSpec) -> PromptTemplate:
     """Return the template of a recipe's data section; see ``PromptTemplate.resolve``."""
     return PromptTemplate.resolve(tokenizer, spec.template, spec.system_prompt)
+
+
+def _ends_special(tokenizer: Any, text: str, last: int) -> bool:
+    """Return whether a text ends with a written special token, not with an unknown character.
+
+    Args:
+        last: The last token of the text.
+    """
+    written = str(tokenizer.convert_ids_to_tokens(last))
+    return last in special_ids(tokenizer) and text.endswith(written)
 
 
 def _row(prompt: Row | str) -> Row:

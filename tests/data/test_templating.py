@@ -288,6 +288,15 @@ def test_a_space_that_the_tokenizer_puts_before_a_text_is_not_part_of_the_end() 
     assert tokenizer.convert_ids_to_tokens(cut.end) == ["\u2581", "<|end|>"]
 
 
+def test_an_unknown_character_at_the_end_of_a_prompt_is_no_special_token() -> None:
+    tokenizer, row = sentencepiece(), Row("a", "Who is \u2603", "Ann")
+    cut = RAW.tokens(tokenizer, row)
+    assert [*cut.prompt, *cut.answer] == tokenizer(row.document)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(cut.answer) == ["\u2581", "A", "n", "n"]
+    typed = RAW.tokens(tokenizer, Row("a", "Who is Ann?<|unk|>", "Ann"))
+    assert tokenizer.unk_token_id in typed.prompt
+
+
 def surrounding(bos: bool, eos: bool) -> Any:
     """A tokenizer that adds BOS before a text and EOS after it."""
     from tokenizers.processors import TemplateProcessing
