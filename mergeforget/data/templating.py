@@ -358,8 +358,9 @@ class PromptTemplate:
         # a token across the boundary would change the prompt, so the answer is tokenised alone
         answer = both[len(prompt) :] if joined else token_ids(tokenizer, rest[:length])
         end = [] if row.cut else self._end_ids(tokenizer, text + rest, len(text) + length)
-        start = self._content_start(tokenizer, row, text)
-        return RowTokens(prompt, answer, end, len(token_ids(tokenizer, text[:start])))
+        header = token_ids(tokenizer, text[: self._content_start(tokenizer, row, text)])
+        # a token across the boundary, such as a space and the first word, belongs to the content
+        return RowTokens(prompt, answer, end, len(commonprefix([header, prompt])))
 
     def _end_ids(self, tokenizer: Any, full: str, place: int) -> list[int]:
         """Return the tokens after the answer, up to and including the end-of-turn token."""

@@ -25,7 +25,7 @@ from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.serve import Server
 from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
-TOKENS = 2  # version of how rows become tokens; measurements of an earlier one are not reused
+TOKENS = 3  # version of how rows become tokens; measurements of an earlier one are not reused
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,24 @@ def test_a_space_that_the_tokenizer_puts_before_a_text_is_not_part_of_the_end() 
     whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     assert [*cut.prompt, *cut.answer, *cut.end] == whole
     assert tokenizer.convert_ids_to_tokens(cut.end) == ["\u2581", "<|end|>"]
+
+
+def test_the_content_begins_with_the_token_of_a_space_and_the_first_word() -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer, names = build_tokenizer(), ("unk_token", "bos_token", "eos_token")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = state["model"]["vocab"]
+    vocab |= {"\u0120A": len(vocab)}  # a space and A
+    state["model"]["merges"] = [["\u0120", "A"]]
+    tokenizer = type(tokenizer)(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        chat_template="{% for m in messages %}{{ m.role + ': ' + m.content + ' ' }}{% endfor %}",
+        **dict(zip(names, SPECIAL, strict=True)),
+    )
+    cut = PromptTemplate.resolve(tokenizer).tokens(tokenizer, Row("a", "Ada?", "In Lund."))
+    assert tokenizer.decode(cut.prompt[: cut.content]) == "user:"
+    assert tokenizer.decode(cut.prompt[cut.content :]).startswith(" Ada?")
 
 
 def test_an_unknown_character_at_the_end_of_a_prompt_is_no_special_token() -> None:
