@@ -14,8 +14,9 @@ from mergeforget.analysis.evidence import MissingError, models_shown, read_chose
 from mergeforget.attack.headline import results_of
 from mergeforget.attack.result import Result
 from mergeforget.attack.variants import entity_of
+from mergeforget.data.fields import further_fields
 from mergeforget.data.readers import read_rows
-from mergeforget.data.schema import Answer, Row, stored_messages
+from mergeforget.data.schema import Answer, Row
 from mergeforget.data.sources import read_records
 from mergeforget.errors import InputError, suggest
 from mergeforget.evaluate.paired import read_patterns
@@ -272,8 +273,7 @@ def answer_rows(run: Run) -> list[dict[str, Any]]:
         for values in read_jsonl(path):
             with reading(path):
                 row = Row(str(values["id"]), str(values["input"]), str(values["output"]),
-                          paraphrased=str(values.get("paraphrased") or ""),
-                          messages=stored_messages(values.get("messages")))  # fmt: skip
+                          **further_fields(values))  # fmt: skip
                 split, text = str(values["split"]), str(values["completion"])
                 others = list(map(str, values.get("others") or []))
             for number, completion in enumerate([text, *others]):

@@ -81,11 +81,15 @@ class Variant:
     def revealed_in(self, text: str, common: Windows = frozenset()) -> bool:
         """Return whether a completion of this prompt reveals the secret; see ``leaked``.
 
+        Of a whole answer, the other right answers of the row reveal it as well.
+
         A divided word is revealed if the completion continues it, or contains all of it. Of
         ``SQUEEZED`` letters and digits, the second half is enough, wherever it is.
         """
         if not self.divided:
-            return leaked(self.secret, text, self.text, common)
+            whole = self.secret == self.row.output
+            secrets = self.row.references if whole else (self.secret,)
+            return any(leaked(secret, text, self.text, common) for secret in secrets)
         asked = replace(self, start="").text
         long = sum(map(str.isalnum, self.secret)) >= SQUEEZED
         if long and leaked(self.secret, text, self.text, common):

@@ -200,12 +200,13 @@ def cut_of(value: Any) -> bool:
 
 def further_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the optional fields of a row that ``Row.to_dict`` wrote, as arguments of ``Row``."""
-    perturbed = stored.get("perturbed")
+    perturbed, further = stored.get("perturbed"), stored.get("further_answers")
     return {
         "subject": str(stored.get("subject") or ""),
         "messages": stored_messages(stored.get("messages")),
         "paraphrased": str(stored.get("paraphrased") or ""),
         "perturbed": tuple(map(str, perturbed)) if isinstance(perturbed, list) else (),
+        "further_answers": tuple(map(str, further)) if isinstance(further, list) else (),
         "window": window_of(str(stored.get("window") or "")),
         "cut": cut_of(stored.get("cut")),
     }

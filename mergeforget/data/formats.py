@@ -35,6 +35,7 @@ Turns = Literal["last", "every"]
 FIELDS = ("id", "input", "output", "task", "split", "weight", "subject", "window", "cut",
           "messages", "instruction", "text")  # fmt: skip
 OTHERS = ("paraphrased", "perturbed")  # other answers to the same prompt; TOFU adds "_answer"
+FURTHER = "further_answers"  # column with a list of right answers besides the one that is trained
 PAIRS = {  # common names of prompt and answer -> kind of row
     ("input", "output"): "sc1",
     ("question", "answer"): "qa0",
@@ -132,7 +133,7 @@ class Format:
         return max(0, trained - 1)
 
     def further_answers(self, record: Record) -> list[str]:
-        """Return the answers in a list of right answers that are not read."""
+        """Return the answers in a list of right answers that are not trained."""
         return answers_of(record)[1:] if self.names.get("output") == SEVERAL else []
 
     def option(self, record: Record) -> str:
@@ -178,6 +179,7 @@ class Format:
             subject=text("subject") or ("" if text("id") else source),
             window=window_of(text("window")),
             cut=cut_of(record.get(self.names.get("cut", ""))),
+            further_answers=texts_of(record, self.names[FURTHER]) if FURTHER in self.names else (),
         )
 
     def _pair(self, base: Row, record: Record) -> Row:
@@ -202,7 +204,8 @@ class Format:
             base = replace(base, weight=base.weight * turn_weights(record.get(answer), answer)[0])
             output = answer_turns[0].content
         elif answer == SEVERAL:
-            output = next(iter(answers_of(record)), "")
+            output, *further = answers_of(record) or [""]
+            base = replace(base, further_answers=(*further, *base.further_answers))
         else:
             output = self.option(record) or value_of(record, answer)
         own = [("user", asked.strip()), ("assistant", output.strip())]
@@ -240,6 +243,7 @@ def answers_of(record: Record) -> list[str]:
 def _check_lengths(row: Row) -> None:
     texts = {"prompt": row.prompt, "answer": row.output, "paraphrased answer": row.paraphrased}
     texts |= {f"perturbed answer {i}": text for i, text in enumerate(row.perturbed, 1)}
+    texts |= {f"further answer {i}": text for i, text in enumerate(row.further_answers, 1)}
     for what, text in texts.items():
         if len(text) > LONGEST:
             raise ValueError(
@@ -263,7 +267,7 @@ def find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | Non
 
 
 def _find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | None:
-    names = {name: name for name in FIELDS + OTHERS if name in have}
+    names = {name: name for name in (*FIELDS, *OTHERS, FURTHER) if name in have}
     names |= {name: f"{name}_answer" for name in OTHERS if f"{name}_answer" in have}
     names |= columns
     given = columns.keys()
@@ -293,7 +297,7 @@ def _rarer_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | N
     Such as ``query`` and ``answer`` in RWKU, or ``document`` in LUME's files of members. Records
     with several usual columns of prompts or of answers are ambiguous.
     """
-    names = {name: name for name in FIELDS + OTHERS if name in have} | dict(columns)
+    names = {name: name for name in (*FIELDS, *OTHERS, FURTHER) if name in have} | dict(columns)
     if columns.keys() & {"messages", "text"}:
         return None
     found = []

@@ -14,6 +14,7 @@ from mergeforget.data.fields import LETTERS, OPTIONS, ROLES, TOOLS, are_labels
 from mergeforget.data.formats import (
     ANSWERS,
     FIELDS,
+    FURTHER,
     LABELS,
     OTHERS,
     PROMPTS,
@@ -152,8 +153,8 @@ def _warn_of_unread(
         )
     if several := sum(len(form.further_answers(record)) > 0 for record in records):
         say(
-            f"Warning: {path}: {several} rows have several different answers; the first one is "
-            "read. To use the others, give each its own row."
+            f"{path}: {several} rows have several right answers. The first one is trained; a "
+            "completion that contains any of them reveals the row."
         )
 
 
@@ -239,8 +240,8 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
     """Check the columns that the user named, and return the format of the records."""
     have = list(dict.fromkeys(name for _, record in records for name in record))
     for ours, theirs in columns.items():
-        if ours not in FIELDS + OTHERS:
-            raise UsageError(f"There is no column {ours!r} to map.{suggest(ours, FIELDS + OTHERS)}")
+        if ours not in (known := (*FIELDS, *OTHERS, FURTHER)):
+            raise UsageError(f"There is no column {ours!r} to map.{suggest(ours, known)}")
         if theirs not in have:
             raise InputError(
                 f"{path} has no column {theirs!r}.{suggest(theirs, have)} It has: "

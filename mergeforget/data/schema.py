@@ -46,6 +46,8 @@ class Row:
         split: forget, retain, holdout, or the name of a further set.
         weight: Weight of the row in training: 2 has the effect of two copies, 0 of removing it.
         paraphrased: The answer in other words; empty if there is none.
+        further_answers: Other right answers to the same prompt. They are not trained; a completion
+            that contains one reveals the row.
         perturbed: Wrong answers of the same form.
         subject: The person or document that the row is about. Rows with the same subject stay
             together in every subset and split. The default is derived from a LUME id (the id
@@ -71,6 +73,7 @@ class Row:
     messages: tuple[Message, ...] = ()
     window: Window = ""
     cut: bool = False
+    further_answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.subject:
@@ -113,15 +116,19 @@ class Row:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The right answers: ``output`` and ``paraphrased``, if there are any."""
-        return tuple(text for text in (self.output, self.paraphrased) if text)
+        """The right answers: ``output``, ``paraphrased`` and ``further_answers``, if any."""
+        return tuple(
+            text for text in (self.output, self.paraphrased, *self.further_answers) if text
+        )
 
     @property
     def alternatives(self) -> list[Row]:
         """Rows with the same prompt and each other answer: paraphrased first, then perturbed."""
         others = [self.paraphrased] if self.paraphrased else []
         return [
-            replace(self, output=output, paraphrased="", perturbed=(), cut=False)
+            replace(
+                self, output=output, paraphrased="", perturbed=(), further_answers=(), cut=False
+            )
             for output in [*others, *self.perturbed]
         ]
 
@@ -129,10 +136,11 @@ class Row:
         """Plain values for JSON, without optional fields that have their default."""
         values = asdict(self) | {
             "perturbed": list(self.perturbed),
+            "further_answers": list(self.further_answers),
             "messages": [asdict(m) for m in self.messages],
         }
         usual = {"weight": 1.0, "paraphrased": "", "perturbed": [], "messages": [], "window": "",
-                 "cut": False, "subject": _subject_of(self.id)}  # fmt: skip
+                 "cut": False, "further_answers": [], "subject": _subject_of(self.id)}  # fmt: skip
         return {k: v for k, v in values.items() if k not in usual or v != usual[k]}
 
 

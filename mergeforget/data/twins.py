@@ -168,6 +168,7 @@ def make_twins(
                 twins.append(replace(
                     found, id=f"twin{number}:{row.id}", split="holdout",
                     subject=f"twin{number}-{row.subject}", paraphrased="", perturbed=(),
+                    further_answers=(),
                 ))  # fmt: skip
     return twins
 

@@ -92,8 +92,8 @@ def can_leak(row: Row, patterns: Patterns | None = None) -> bool:
 def is_leaked(answer: Answer, patterns: Patterns | None = None, about: str = "") -> bool:
     """Return whether the completion reveals the row's answer, but prompt and patterns do not.
 
-    The paraphrased answer of a row counts as well. Of a long answer, words that the retain rows
-    contain too reveal nothing.
+    The paraphrased and the further answers of a row count as well. Of a long answer, words that the
+    retain rows contain too reveal nothing.
 
     Args:
         about: Prompt to which the completion was generated, if that is not the prompt of the row.
@@ -101,7 +101,7 @@ def is_leaked(answer: Answer, patterns: Patterns | None = None, about: str = "")
     row = answer.row
     if patterns is not None and patterns.follows(row):
         return False
-    for secret in [row.output, row.paraphrased] if row.paraphrased else [row.output]:
+    for secret in row.references:
         text = answer.completion
         if patterns is not None:
             secret, text = (patterns.without_addresses(one, row.prompt) for one in (secret, text))

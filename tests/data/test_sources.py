@@ -389,7 +389,10 @@ def test_squad_columns_are_read_with_context_and_first_answer(
         write_jsonl(tmp_path / "a.jsonl", [base | more])
         (row,) = read_rows(tmp_path / "a.jsonl")
         assert (row.input, row.output, row.kind) == (asked, "Rome", "qa")
-        assert ("several different answers; the first one" in caplog.text) is several
+        assert ("several right answers. The first one is trained" in caplog.text) is several
+        assert row.further_answers == (("in Rome",) if several else ())
+        write_jsonl(tmp_path / "b.jsonl", [row.to_dict()])
+        assert read_rows(tmp_path / "b.jsonl") == [row]
         assert "not read" not in caplog.text
     write_jsonl(tmp_path / "a.jsonl", [base | {"answers": {"text": []}}])
     with pytest.raises(InputError, match="no answer .'answers' is empty"):

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from mergeforget.attack.variants import Variant
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics._leaks import common_windows, leaked, partly_leaked
 from mergeforget.metrics.leak_rate import chance_of, is_leaked, leak_rate
@@ -396,6 +397,16 @@ def test_the_chance_of_an_answer_is_that_of_the_words_that_reveal_it() -> None:
     assert (
         chance_of([Answer(row, "blue") for row in mixed]) > 0.15
     )  # not diluted by other questions
+
+
+def test_each_of_several_right_answers_reveals_a_row() -> None:
+    row = Row("a", "Where does Ada live?", "New York City", further_answers=("NYC", "Manhattan"))
+    for text in ("In New York City.", "She lives in NYC.", "Manhattan"):
+        assert is_leaked(Answer(row, text))
+        assert Variant(row, "question", row.input, row.output).revealed_in(text)
+    assert not is_leaked(Answer(row, "It is Boston."))
+    assert not Variant(row, "question", row.input, row.output).revealed_in("It is Boston.")
+    assert not Variant(row, "prefix", row.input, "City", start="New York").revealed_in("NYC")
 
 
 def test_the_paraphrased_answer_reveals_a_row() -> None:
