@@ -30,8 +30,13 @@ from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best, with_variants
 from mergeforget.search.evaluator import Evaluator, load_evaluator, merge_all, read_pair
-from mergeforget.search.explore import Explorer, finalists
-from mergeforget.search.finalists import PROXY_FIGURES, best_rank, next_finalists
+from mergeforget.search.explore import (
+    PROXY_FIGURES,
+    Explorer,
+    best_rank,
+    finalists,
+    next_finalists,
+)
 from mergeforget.search.grid import PredictedDensity, begin_at, grid, layer_groups, left_out
 from mergeforget.search.objective import ATTACKED, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy

@@ -1,7 +1,8 @@
-"""Explore candidates by proxy evaluations: likelihoods, without generated answers."""
+"""Explore candidates by proxy evaluations, without generated answers, and select finalists."""
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from mergeforget.search.grid import (
     usable_densities,
     with_densities,
 )
-from mergeforget.search.objective import Objective, Rank, compared_auc, estimate
+from mergeforget.search.objective import Objective, Rank, compared_auc, estimate, figure
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import only_proxy, proxy_scores, worst_by
 from mergeforget.search.split import SearchData
@@ -43,6 +44,8 @@ REPEATS = 20  # consecutive known or failed suggestions after which a study ends
 SHARE = 5  # one candidate in five is evaluated in full
 FEWEST = 2  # finalists
 PAUSE = 1.0  # seconds between two polls of the other workers
+# figures for which proxy scores are a good approximation
+PROXY_FIGURES = {"mia", "mia_level", "retain", "forget", "revealed"}
 
 
 @dataclass
@@ -307,6 +310,63 @@ def finalists(explorer: Explorer, seen: Sequence[Candidate], wanted: int | None)
         best = explorer.rank(ordered[0].name).value
         ordered = [c for c in ordered if explorer.rank(c.name).value == best]
     return ordered[:most]
+
+
+def next_finalists(
+    explorer: Explorer, waiting: Sequence[Candidate], measured: Sequence[Candidate], most: int = 1
+) -> list[Candidate]:
+    """Return the waiting candidates with the best corrected proxy scores.
+
+    A proxy evaluation counts an answer as known if each of its tokens is the most likely one. A
+    model that does not stop there generates another answer. This bias is similar for all candidates
+    of a pair, so the mean difference between full and proxy scores of the measured candidates is
+    added to the proxy scores of the others.
+
+    Args:
+        waiting: Candidates without a full measurement; the first wins a tie.
+        measured: Candidates with one.
+        most: Maximum number of candidates to return.
+
+    Returns:
+        Candidates whose corrected proxy rank exceeds the best measured rank, the best first.
+    """
+    store, objective = explorer.store, explorer.objective
+    base, best = store.scores["base"], best_rank(explorer, measured)
+    shifts = shifts_of(explorer, measured)
+
+    def read(name: str, scores: Sequence[Score], part: str) -> float | None:
+        value = estimate(name, scores, part)
+        return value if value is None or scores is base else value + shifts[name]
+
+    ranks = {c.name: objective.rank(explorer.scores(c.name), base, "choose", read) for c in waiting}
+    better = [c for c in waiting if best is None or ranks[c.name][:2] > best[:2]]
+    return heapq.nlargest(most, better, key=lambda c: ranks[c.name])
+
+
+def best_rank(explorer: Explorer, measured: Sequence[Candidate]) -> Rank | None:
+    """Return the rank of the best candidate that was measured in full."""
+    store, objective = explorer.store, explorer.objective
+    base = store.scores["base"]
+    ranks = [objective.rank(store.scores[c.name], base, "choose") for c in measured]
+    return max(ranks, default=None)
+
+
+def shifts_of(explorer: Explorer, measured: Sequence[Candidate]) -> dict[str, float]:
+    """Return the mean difference of the full and the proxy value of each figure."""
+    shifts = {}
+    for name in explorer.objective.figures:
+        pairs = [
+            (
+                figure(name, explorer.store.scores[c.name], "choose"),
+                estimate(name, explorer.scores(c.name), "choose"),
+            )
+            for c in measured
+        ]
+        differences = [
+            full - proxy for full, proxy in pairs if full is not None and proxy is not None
+        ]
+        shifts[name] = sum(differences) / len(differences) if differences else 0.0
+    return shifts
 
 
 Place = tuple[int, ...]

@@ -21,8 +21,7 @@ from mergeforget.run import Run
 from mergeforget.score import Score
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.evaluator import Evaluator
-from mergeforget.search.explore import Explorer, Place, climb
-from mergeforget.search.finalists import next_finalists
+from mergeforget.search.explore import Explorer, Place, climb, next_finalists
 from mergeforget.search.grid import begin_at, grid, layer_groups, lines, with_densities
 from mergeforget.search.objective import Rank, parse_objective
 from mergeforget.search.store import Store
