@@ -37,8 +37,7 @@ from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import any_needs, mask_of
 from mergeforget.train.precision import tensor_cores
 from mergeforget.train.prompt_forms import other_forms, retain_variants
-from mergeforget.train.reference import Reference, reference_of
-from mergeforget.train.reinforce import reinforce
+from mergeforget.train.reference import Reference, reference_of, reinforce
 from mergeforget.train.samplers import ChunkedSampler
 from mergeforget.train.together import Partners
 from mergeforget.train.tokenize import (
