@@ -149,7 +149,7 @@ def angles(run: Run) -> dict[str, Any]:
 
 def prediction(run: Run) -> dict[str, Any]:
     """Return the density predicted from the pair, if the step computed it."""
-    from mergeforget.analysis.selection import run_prediction
+    from mergeforget.analysis.density import run_prediction
 
     if not (run.analysis / "prediction.json").exists():
         return {}

@@ -214,14 +214,14 @@ def curves(run: Run) -> Found:
 def prediction(run: Run) -> Found:
     """Compare the density predicted from the pair with the chosen one."""
     from mergeforget.analysis import plots
-    from mergeforget.analysis.selection import rows_of, run_prediction
+    from mergeforget.analysis.density import prediction_rows, run_prediction
 
     try:
         result = run_prediction(run)
     except UsageError as error:  # the first sentence; the rest is about options of a merge
         reason = str(error).partition(". ")[0].rstrip(".")
         raise MissingError(f"The gap of these merges cannot be predicted: {reason}.") from error
-    return [result.sentence], rows_of(result), plots.draw_prediction(result)
+    return [result.sentence], prediction_rows(result), plots.draw_prediction(result)
 
 
 def attacks(run: Run) -> Found:

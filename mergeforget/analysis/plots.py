@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from mergeforget.analysis.density import Curve, DensityCurves
+from mergeforget.analysis.density import Curve, DensityCurves, Prediction
 from mergeforget.analysis.dynamics import Moment
 from mergeforget.analysis.evidence import Losses
-from mergeforget.analysis.selection import Prediction
 from mergeforget.analysis.style import (
     INK,
     MODEL_STYLES,

@@ -105,6 +105,6 @@ def test_a_method_that_cannot_be_predicted_is_missing(
             "density 0.05 is too small. Lower epsilon, for example --set epsilon=0.05."
         )
 
-    monkeypatch.setattr("mergeforget.analysis.selection.run_prediction", refused)
+    monkeypatch.setattr("mergeforget.analysis.density.run_prediction", refused)
     with pytest.raises(MissingError, match=r"cannot be predicted: density 0.05 is too small\.$"):
         analyse(finished, "prediction", tmp_path)
