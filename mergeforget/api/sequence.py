@@ -9,20 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mergeforget.api.data_checks import check_not_in
 from mergeforget.api.delivery import REQUEST, earlier_rows, folded_base, share_of
 from mergeforget.api.job import seconds_of
 from mergeforget.api.options import Settings
+from mergeforget.api.own_answers import own_answers
 from mergeforget.api.sequence_merge import SOURCES, combine, joined, train_only
 from mergeforget.api.training import assignments_of
 from mergeforget.api.unlearn import ATTACKS, Unlearned, unlearn
-from mergeforget.api.unlearn_data import (
-    Forget,
-    RequestReader,
-    check_not_in,
-    own_answers,
-    renamed,
-    turns_of,
-)
+from mergeforget.api.unlearn_data import Forget, RequestReader, renamed, turns_of
 from mergeforget.api.unlearn_request import changes_of, check_sources, differences, facts_of
 
 if TYPE_CHECKING:

@@ -1,14 +1,14 @@
-"""Reads the rows of an unlearning request, and generates the sets that are missing."""
+"""Read the rows of an unlearning request: files, texts, names, questions, and rows in memory."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeforget.data.overlap import folded, occurs
+from mergeforget.api.data_checks import check_not_in
+from mergeforget.api.own_answers import Ask, own_retain
 
 if TYPE_CHECKING:
     from mergeforget.data.formats import Turns
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
 
 Forget = str | Path | Sequence[str] | Sequence[Mapping[str, Any]]
-Ask = Callable[[Sequence["Row"]], list["Row"]]  # rows without answers -> with the model's own
-
 PROMPTS = ("input", "question", "prompt", "instruction")  # names of a row in memory
 OUTPUTS = ("output", "answer", "answers", "completion", "response")
 QUESTIONS = (  # about one name; the model must forget its own answers to them
@@ -28,32 +26,8 @@ QUESTIONS = (  # about one name; the model must forget its own answers to them
     "What does {name} do for a living?",
     "Tell me about {name}.",
 )
-GENERAL = (
-    "What is the capital of France?", "How many days are there in a week?",
-    "Explain in one sentence why the sky is blue.", "What is 12 times 7?",
-    "Name three kinds of fruit.", "Who wrote Romeo and Juliet?",
-    "What does a carpenter do?", "Write a sentence about the sea.",
-    "How do I boil an egg?", "What is the opposite of hot?",
-    "Give me a tip for learning a language.", "What is photosynthesis?",
-    "Translate 'good morning' into French.", "What is the largest planet of the solar system?",
-    "Name a famous painting.", "Why do leaves fall in autumn?",
-    "What is a computer program?", "How do I say thank you politely?",
-    "Summarise what a library is for.", "Which animals lay eggs?",
-    "What is the boiling point of water?", "Describe a bicycle in one sentence.",
-    "What is a good breakfast?", "Name two continents.",
-)  # fmt: skip
-NEIGHBOURS = ("Albert Einstein", "Marie Curie", "Abraham Lincoln", "Isaac Newton",
-              "Charles Darwin", "Leonardo da Vinci")  # fmt: skip
 AS_DOCUMENT = (
     "To forget the text as a document, put the file into a folder of its own and give the folder."
-)
-FAIR = 0.15  # maximum distance from 0.5 of the AUC of twins under a model without the data
-OVERLAP = 0.5  # minimum share of a forget answer's rare words in an excluded retain answer
-SHORT = 10  # words of a forget answer whose telling part excludes a retain answer
-SHOWN = 3  # generated retain rows in a message
-COMMON = frozenset(  # answers that exclude an equal retain answer, but none that contains them
-    "yes no true false none unknown maybe male female he she it they i a an the of in on at and or "
-    "not ok okay ja nein oui non si sí 是 不 否 有 没有".split()
 )
 
 
@@ -209,35 +183,9 @@ class RequestReader:
         say(note)
 
     def own_retain(self, forget: Sequence[Row]) -> list[Row]:
-        """Return the model's answers to general questions, and to forget questions about others.
-
-        Prompts about a subject of the forget rows are left out, and so are answers that contain a
-        forget answer, half of its rare words, or the full name of a subject.
-
-        Raises:
-            InputError: No answer is left.
-        """
-        from mergeforget.console import say
-        from mergeforget.data.schema import Row
-        from mergeforget.errors import InputError
-
-        filters = _ForgetFilter(forget)
-        prompts = [p for p in dict.fromkeys([*GENERAL, *_neighbours(forget)]) if filters.keeps(p)]
-        asked = [Row(f"own{i}qa0", p, "", "", "retain") for i, p in enumerate(prompts)]
-        answered = self.ask(asked)
-        rows = [row for row in answered if row.output.strip() and filters.allows(row.output)]
-        if not rows:
-            raise InputError(
-                "None of the model's own answers can be retained: they are empty, or contain "
-                "answers to forget. Give rows to keep with --retain."
-            )
-        self.notes.append(
-            f"No retain set: the model's own answers to {len(rows)} general questions and "
-            "questions about other people are retained; see data/retain.jsonl in the run folder."
-        )
-        some = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
-        shown = "".join(f"\n  {row.input}\n    {row.output}" for row in some)
-        say(f"The model's own answers to {len(rows)} questions are retained, for example:{shown}")
+        """Return generated retain rows; see ``own_answers.own_retain``."""
+        rows, note = own_retain(forget, self.ask)
+        self.notes.append(note)
         return rows
 
     def _rows_of_entries(
@@ -327,11 +275,6 @@ def _check_no_answers(text: str, place: str) -> None:
         )
 
 
-def turns_of(recipe: Recipe) -> Turns:
-    """Return the turns of conversations to forget: every one, unless the recipe sets them."""
-    return recipe.data.turns if "turns" in recipe.data.model_fields_set else "every"
-
-
 def _as_pair(item: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Return a row in memory with the columns `input` and `output` if its names are of two formats.
 
@@ -356,250 +299,11 @@ def _about(row: Row, subject: str) -> list[Row]:
     ]
 
 
-def _names_of(row: Row) -> list[str]:
-    """Return the names in a row's prompt, or the full names in a document, without possessives."""
-    from mergeforget.data.twins import names_in
-
-    text = row.document if row.window else row.input
-    names = [name for name in names_in(text)
-             if " " in name or not row.window and not text.startswith(name)]  # fmt: skip
-    return [re.sub(r"['’]s?$", "", name) for name in names]
-
-
-def _neighbours(forget: Sequence[Row], most: int = 12) -> list[str]:
-    """Return questions of the forget rows about known people instead of their own."""
-    from mergeforget.data.schema import kinds_of
-
-    known = folded(" ".join(row.document for row in forget))
-    people = [one for one in NEIGHBOURS if not occurs(folded(one), known)]
-    found: list[str] = []
-    for row, kind in zip(forget, kinds_of(forget), strict=True):
-        names = _names_of(row)
-        if names and people and kind != "sc" and not row.window:
-            one = people[len(found) % len(people)]
-            found.append(row.input.replace(names[0], one))
-    return found[:most]
-
-
-class _ForgetFilter:
-    """Decides which generated rows may be retained."""
-
-    def __init__(self, forget: Sequence[Row]) -> None:
-        from mergeforget.data.sources.text_entries import is_name
-
-        subjects = {row.subject for row in forget if is_name(row.subject)}
-        names = subjects.union(*map(_names_of, forget)) if forget else subjects
-        self.names = {folded(name) for name in names}
-        self.prompts = {folded(row.prompt) for row in forget if not row.window}
-        self.rare = [rare for row in forget if (rare := _rare(row.output))]
-        answers = {(row.prompt, text) for row in forget if not row.window
-                   for text in row.references}  # fmt: skip
-        self.whole = {folded(text).strip(".,;:!?…\"' ") for _, text in answers} - {""}
-        self.short = [(p, text) for p, text in answers if len(text.split()) <= SHORT
-                      and folded(text).strip(".!") not in COMMON]  # fmt: skip
-
-    def keeps(self, prompt: str) -> bool:
-        """Return whether a prompt is neither a forget prompt nor names a forget subject."""
-        text = folded(prompt)
-        asked = any(text in one for one in self.prompts)
-        return not asked and not any(occurs(name, text) for name in self.names)
-
-    def allows(self, answer: str) -> bool:
-        """Return whether an answer reveals no forget answer."""
-        from mergeforget.metrics._leaks import leaked
-
-        text, words = folded(answer), _rare(answer)
-        bare = text.strip(".,;:!?…\"' ")
-        for whole in self.whole:
-            common = whole in COMMON or len(whole) == 1
-            if bare == whole or not common and occurs(whole, text):
-                return False
-        if any(" " in name and occurs(name, text) for name in self.names):
-            return False
-        if any(len(rare & words) >= OVERLAP * len(rare) for rare in self.rare):
-            return False
-        known = _words(text)
-        return not any(
-            leaked(secret, answer, prompt)
-            for prompt, secret in self.short
-            if known & (_words(folded(secret)) - _words(folded(prompt)))
-        )
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w{3,}|\d+", text))
-
-
-def _rare(text: str) -> frozenset[str]:
-    """Return the numbers of a text and its words of more than four letters, in lower case."""
-    return frozenset(w for w in re.findall(r"\w+", text.lower()) if len(w) > 4 or w.isdigit())
-
-
-def check_not_in(forget: Sequence[Row], others: Sequence[Row], name: str) -> None:
-    """Raise InputError if other rows contain forget rows; state which have the same prompt.
-
-    Args:
-        name: Name of the other rows in the message.
-    """
-    from mergeforget.console import say
-    from mergeforget.data.overlap import shared_rows, without_punctuation
-    from mergeforget.errors import InputError
-
-    if shared := shared_rows(forget, others):
-        raise InputError(
-            f"{len(shared)} {name} rows are also forget rows of this or an earlier request, for "
-            f"example {shared[0][1].id}. Remove them from the {name} set: a row to forget is "
-            "neither retained nor unseen."
-        )
-    prompts = {without_punctuation(row.prompt) for row in forget if row.prompt and not row.window}
-    asked = [
-        row.id for row in others if not row.window and without_punctuation(row.prompt) in prompts
-    ]
-    if asked:
-        say(
-            f"Warning: {len(asked)} {name} rows have the prompt of a forget row, for example "
-            f"{asked[0]}. If they answer it in other words, the fact is not forgotten or counts as "
-            f"unseen: remove them from the {name} set."
-        )
+def turns_of(recipe: Recipe) -> Turns:
+    """Return the turns of conversations to forget: every one, unless the recipe sets them."""
+    return recipe.data.turns if "turns" in recipe.data.model_fields_set else "every"
 
 
 def renamed(rows: Sequence[Row], split: str) -> list[Row]:
     """Return the rows with the name of a split."""
     return [replace(row, split=split) for row in rows]
-
-
-def own_answers(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
-    """Return rows with the greedy answers of the recipe's model.
-
-    An answer that is longer than the evaluation's ``max_new_tokens`` is cut after its last complete
-    sentence, and marked, so that no token ends it.
-    """
-    from mergeforget.data.templating import template_of
-    from mergeforget.evaluate.completion import answered_row
-    from mergeforget.evaluate.generate import ends_of, generate_ids
-    from mergeforget.models import load_model
-
-    loaded = load_model(recipe.model)
-    template = template_of(loaded.tokenizer, recipe.data)
-    stop, text_stops = ends_of(loaded.model, loaded.tokenizer, template, rows)
-    prompts = [template.prompt_ids(loaded.tokenizer, row) for row in rows]
-    new = generate_ids(loaded.model, prompts, stop=stop, label="own answers",
-                       max_new_tokens=recipe.evaluation.max_new_tokens)  # fmt: skip
-    return [
-        answered_row(loaded.tokenizer, template, row, ids, stop, text_stops)
-        for row, ids in zip(rows, new, strict=True)
-    ]
-
-
-def control_auc(
-    recipe: Recipe, model: str, forget: Sequence[Row], others: Sequence[Row]
-) -> float | None:
-    """Return the AUC of forget rows against others under a model; None without others.
-
-    Args:
-        model: Hub id or folder.
-    """
-    from mergeforget.data.templating import template_of
-    from mergeforget.data.tokens import encode_rows
-    from mergeforget.models import load_model
-    from mergeforget.train.nlls import auc_of, read_nlls
-
-    if not others:
-        return None
-    loaded = load_model(recipe.model.model_copy(update={"name": model}))
-    template = template_of(loaded.tokenizer, recipe.data)
-    members, nonmembers = (
-        read_nlls(
-            loaded.model,
-            encode_rows(loaded.tokenizer, rows[:64], max_length=256, template=template),
-        )[0]
-        for rows in (forget, others)
-    )
-    return auc_of(members, nonmembers)
-
-
-def unfair_holdout_note(auc: float) -> str:
-    """Return a note on a holdout that is easier or harder than the forget rows.
-
-    Args:
-        auc: AUC of a model that never saw the data.
-    """
-    how = "less" if auc > 0.5 else "more"
-    return (
-        f"Control of the holdout: a model that never saw the data finds its rows {how} likely than "
-        f"the forget rows (AUC {auc:.2f}), so an AUC of 0.5 is not chance. Give a --holdout of the "
-        "same kind as the forget rows, or compare with the control's AUC."
-    )
-
-
-def repeated_twins_note(share: float) -> str:
-    """Return why twins that a model repeats are no substitute for unseen rows, as sentences."""
-    return (
-        f"The model before unlearning repeats {share:.0%} of the answers of the perturbed twins, "
-        "because it knows the wording of the forget rows. They are no substitute for unseen rows: "
-        "give such rows with --holdout to measure membership."
-    )
-
-
-def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
-    """Measure whether the base knows the forget rows, its speed, and whether twins are fair.
-
-    Returns:
-        ``answer_tokens``, the length of the longest answer; ``expected``, the seconds of each stage
-        and attack; ``notes``; and ``membership``, ``measurable`` or ``not measurable``.
-    """
-    from mergeforget.api.job import expected_seconds, seconds_per_row
-    from mergeforget.console import say
-    from mergeforget.data.templating import template_of
-    from mergeforget.data.tokens import encode_rows
-    from mergeforget.data.twins import nonmember_twins
-    from mergeforget.evaluate.self_check import safe_modes
-    from mergeforget.models import load_model
-    from mergeforget.outputs import ANSWER
-    from mergeforget.train.fit import REPEATED
-    from mergeforget.train.nlls import auc_of, read_nlls
-
-    loaded = load_model(recipe.model)
-    safe_modes(loaded.model)  # refuses masked language models
-    template = template_of(loaded.tokenizer, recipe.data)
-    outside = rows.holdout or nonmember_twins(rows.forget, corpus=rows.retain, seed=1)
-
-    def encoded(rows: Sequence[Any]) -> Any:
-        return encode_rows(loaded.tokenizer, rows, max_length=256, template=template)
-
-    forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
-    nll, exact = read_nlls(loaded.model, forget)
-    unseen_nll, repeated = read_nlls(loaded.model, unseen) if unseen else (None, None)
-    auc = auc_of(nll, unseen_nll) if unseen_nll is not None else None
-    notes = []
-    control = request["control"]
-    unseen_data = request["memorise"] or control == request["model"]
-    if control and not unseen_data:
-        auc_of_control = control_auc(recipe, control, rows.forget, outside)
-    else:
-        auc_of_control = auc if unseen_data else None
-    if rows.twins and auc_of_control is not None:
-        fair = abs(auc_of_control - 0.5) <= FAIR
-        how = "as likely as" if fair else "not as likely as"
-        notes.append(f"Control of the twins: under a model that never saw the data, they are {how} "
-                     f"the forget rows (AUC {auc_of_control:.2f}).")  # fmt: skip
-    else:
-        fair = not rows.twins
-        if auc_of_control is not None and abs(auc_of_control - 0.5) > FAIR:
-            notes.append(unfair_holdout_note(auc_of_control))
-    if rows.twins and repeated is not None and (share := float(repeated.float().mean())) > REPEATED:
-        fair = False
-        notes.append(repeated_twins_note(share))
-    if not unseen_data and auc is not None and auc < 0.6 and not exact.any():
-        notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
-                     f"{len(forget)} answers is repeated.")  # fmt: skip
-    if len({row.subject for row in rows.forget}) == 1 < len(rows.forget):
-        notes.append("All forget rows are about one subject: intervals count it as one document, "
-                     "and its membership says nothing about other people.")  # fmt: skip
-    lengths = [one.kinds.count(ANSWER) for one in encoded([*rows.forget, *rows.retain])]
-    pace = seconds_per_row(loaded.model, forget)
-    expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)
-    for note in notes:
-        say(note)
-    return {"answer_tokens": max(lengths), "expected": expected, "notes": notes,
-            "membership": "measurable" if fair else "not measurable"}  # fmt: skip

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeforget.api.data_checks import check_rows, repeated_twins_note
 from mergeforget.api.delivery import (
     REQUEST,
     earlier_rows,
@@ -18,16 +19,9 @@ from mergeforget.api.delivery import (
 )
 from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
+from mergeforget.api.own_answers import own_answers
 from mergeforget.api.training import assignments_of
-from mergeforget.api.unlearn_data import (
-    Forget,
-    check_rows,
-    own_answers,
-    read_request,
-    renamed,
-    repeated_twins_note,
-    turns_of,
-)
+from mergeforget.api.unlearn_data import Forget, read_request, renamed, turns_of
 
 if TYPE_CHECKING:
     from mergeforget.recipe import Recipe

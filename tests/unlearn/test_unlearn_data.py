@@ -1,4 +1,4 @@
-"""The rows of a request to unlearn: texts, tables and rows in memory, and generated rows."""
+"""The rows of a request to unlearn: texts, tables and rows in memory."""
 
 from __future__ import annotations
 
@@ -10,28 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
+from unlearning import answers
 
-from mergeforget.api.delivery import (
-    earlier_rows,
-)
-from mergeforget.api.unlearn_data import RequestReader, check_not_in, own_answers, read_request
-from mergeforget.api.unlearn_request import (
-    facts_of,
-)
-from mergeforget.data.overlap import check_overlap
-from mergeforget.data.readers import read_rows
-from mergeforget.data.schema import Message, Row
-from mergeforget.data.templating import template_of
-from mergeforget.data.tokens import encode_rows
+from mergeforget.api.delivery import earlier_rows
+from mergeforget.api.unlearn_data import RequestReader, read_request
+from mergeforget.api.unlearn_request import facts_of
+from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
-from mergeforget.evaluate.measure import measure
 from mergeforget.files import write_json, write_jsonl
-from mergeforget.metrics.exact_match import exact_match
-from mergeforget.recipe import change, load_recipe
 from mergeforget.run import Run
-from mergeforget.train.nlls import read_nlls
 
 
 def test_rows_of_an_earlier_request_are_neither_retained_nor_unseen(tmp_path: Path) -> None:
@@ -74,10 +61,6 @@ def test_earlier_runs_are_found_from_another_working_directory_or_named(
         earlier_rows({"after": str(second.root)})
 
 
-def answers(rows: Sequence[Row]) -> list[Row]:
-    return [replace(row, output=f"answer to {row.input}") for row in rows]
-
-
 def test_texts_become_questions_names_and_documents() -> None:
     reader = RequestReader(answers)
     rows = reader.read(["Who is it?", "Ann Lee", "Ann Lee lived in a house by the sea."])
@@ -98,61 +81,6 @@ def test_windows_of_a_long_document_contain_every_word(tmp_path: Path) -> None:
         assert {"start", "middle", "end"} <= {r.window for r in rows}
         text = " ".join(f"{r.input} {r.output}" for r in rows)
         assert all(word in text for word in words)
-
-
-def test_generated_retain_rows_exclude_forget_answers() -> None:
-    forget = [Row("a-qa0", "Where does Ann Lee live?", "Rosewood Avenue 1234")]
-
-    def leak(rows: Sequence[Row]) -> list[Row]:
-        secret = "She lives at Rosewood Avenue 1234"
-        return [replace(r, output=secret if "Einstein" in r.input else "Yes.") for r in rows]
-
-    rows = RequestReader(leak).own_retain(forget)
-    assert len(rows) == 24 and not any("1234" in r.output for r in rows)
-
-
-@pytest.mark.parametrize(
-    ("secret", "answer", "kept"),
-    [
-        ("Rome", "It is Rome.", False), ("Rome", "Romeo loved her.", True),
-        ("Köln", "Sie wohnt in KÖLN", False), ("AB+", "It is AB+, a blood type.", False),
-        ("北京市朝阳区建国路8号", "他住在北京市朝阳区建国路8号。", False),
-        ("yes", "Yes.", False), ("yes", "Yes, it is blue.", True),
-        ("She lives in Rome.", "Rome", False),
-    ],
-)  # fmt: skip
-def test_a_generated_retain_answer_reveals_no_short_secret(
-    secret: str, answer: str, kept: bool
-) -> None:
-    def ask(rows: Sequence[Row]) -> list[Row]:
-        return [replace(r, output=answer if "12" in r.input else "Fine words.") for r in rows]
-
-    rows = RequestReader(ask).own_retain([Row("a-qa0", "Where does Ann Lee live?", secret)])
-    assert any(row.output == answer for row in rows) is kept
-
-
-def test_questions_about_other_people_keep_their_grammar_and_name_no_forget_subject() -> None:
-    forget = [
-        Row("a", "What is Marie Curie's blood type?", "xx1"),
-        Row("b", "Who is Ann Lee?", "xx2"), Row("c", "Did Bob Ray marry Ann Lee?", "xx3"),
-        Row("d", "Who wrote Romeo and Juliet?", "xx4"),
-    ]  # fmt: skip
-    prompts = [row.input for row in RequestReader(answers).own_retain(forget)]
-    assert "What is Albert Einstein's blood type?" in prompts
-    for name in ("Marie Curie", "Ann Lee", "Bob Ray", "Romeo"):
-        assert not any(name in prompt for prompt in prompts)
-
-
-def test_an_answer_that_names_a_forget_subject_is_not_retained() -> None:
-    def ask(rows: Sequence[Row]) -> list[Row]:
-        return [replace(r, output="Ann Lee wrote it." if "12" in r.input else "No.") for r in rows]
-
-    rows = RequestReader(ask).own_retain([Row("a-qa0", "Who is Ann Lee?", "A baker from Oslo")])
-    assert not any("Ann Lee" in row.output for row in rows)
-    with pytest.raises(InputError, match="--retain"):
-        RequestReader(lambda rows: list(rows)).own_retain([])
-    (row,) = RequestReader(lambda rows: answers(rows[:1])).own_retain([])
-    assert row.output == "answer to What is the capital of France?"
 
 
 def test_texts_of_all_three_sets_are_read_in_the_same_way(tmp_path: Path) -> None:
@@ -223,51 +151,6 @@ def test_arrays_and_decimals_in_a_data_frame_are_read_as_lists_and_numbers() -> 
         assert RequestReader(answers).read(frame)[0].output == text
 
 
-POEM = "The cat sat on the wall of the old house and sang its song to the moon."
-
-
-@pytest.mark.parametrize(
-    ("retained", "shared"),
-    [
-        ({"input": "Where does Ann live?", "output": "ROME."}, True),
-        ({"input": "where does “Ann” live", "output": "(Rome)"}, True),
-        ({"input": "Where does Ann live?", "output": "Rome++"}, False),
-        ({"input": "Where does Ann live?", "output": "Rome", "system": "Be brief."}, True),
-        ({"input": "", "output": "Intro. " + POEM + " The end."}, True),
-        ({"input": "", "output": "The cat sat on the wall of the old house, and slept."}, False),
-        ({"input": "Where does Bob live?", "output": "Rome"}, False),
-    ],
-)
-def test_rows_that_repeat_a_forget_row_are_refused(retained: dict[str, str], shared: bool) -> None:
-    forget = [Row("a", "Where does Ann live?", "Rome"), Row("b", "", POEM, window="whole")]
-    system = retained.pop("system", "")
-    messages = (Message("system", system),) if system else ()
-    row = Row("r", retained["input"], retained["output"], messages=messages)
-    if shared:
-        with pytest.raises(InputError, match="1 retain rows are also forget rows .* example r"):
-            check_not_in(forget, [row], "retain")
-        with pytest.raises(InputError, match="rows are in both"):
-            check_overlap({"forget": forget, "holdout": [row]})
-    else:
-        check_not_in(forget, [row], "retain")
-
-
-def test_equal_rows_under_two_system_messages_are_about_two_people() -> None:
-    ann, bob = (
-        Row(name, "What is the diagnosis?", "Flu", messages=(Message("system", f"File {name}"),))
-        for name in ("Ann", "Bob")
-    )
-    check_not_in([ann], [bob], "retain")
-
-
-def test_a_question_that_is_also_answered_in_other_words_is_reported(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    forget = [Row("a", "When was Ann born?", "1987")]
-    check_not_in(forget, [Row("r", "When was Ann born?", "In the year 1987.")], "retain")
-    assert any("have the prompt of a forget row, for example r" in m for m in caplog.messages)
-
-
 @pytest.mark.parametrize(
     "source",
     [[Path("a.jsonl")], ["a", {"input": "b"}], [3], {"input": "b"}, 3, [{"input": {1}}], []],
@@ -295,47 +178,6 @@ def test_questions_in_a_table_keep_id_and_subject(tmp_path: Path) -> None:
     assert rows[0].id == "xqa0" and rows[0].input == "Who is Ann Lee?"
     asked = [{"instruction": "Say who.", "input": "Ann Lee"}]
     assert RequestReader(answers).read(asked)[0].input == "Say who.\n\nAnn Lee"
-
-
-@pytest.mark.parametrize("template", ["none", "chat"])
-def test_own_answers_count_as_known_although_they_are_cut(
-    template: str, tmp_path: Path, tiny_tokenizer: Any
-) -> None:
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    told = "Bo is a man. He is 7."
-    endless = f"{told} He sings and sings and sings and sings and sings."
-    rows = [Row("a", "Bo?", endless, cut=True), Row("b", "Al?", "A cook.")]
-    model = build_model()
-    recipe = change(load_recipe("level"), model={"name": str(tmp_path / "m")},
-                    data={"template": template}, evaluation={"max_new_tokens": 32})  # fmt: skip
-    form = template_of(tokenizer, recipe.data)
-    fit(model, [[*t.prompt, *t.answer, *t.end] for t in (form.tokens(tokenizer, r) for r in rows)])
-    model.save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
-    own = own_answers(recipe, [replace(row, output="", cut=False) for row in rows])
-    assert [(r.output, r.cut) for r in own] == [(told, True), ("A cook.", False)]
-    encoded = encode_rows(tokenizer, own, max_length=256, template=form)
-    assert read_nlls(model, encoded)[1].all()
-    forget = [replace(r, split="forget") for r in own]
-    measured = measure(model, tokenizer, forget=forget, retain=[], members=[], nonmembers=[],
-                       template=form, max_new_tokens=32)  # fmt: skip
-    score = exact_match(measured, "forget")
-    assert score is not None and score.value == 1
-    write_jsonl(tmp_path / "own.jsonl", [row.to_dict() for row in own])
-    assert read_rows(tmp_path / "own.jsonl") == own
-
-
-def fit(model: Any, texts: list[list[int]]) -> None:
-    """Train a model on token ids until it repeats them."""
-    longest = max(map(len, texts))
-    ids = torch.tensor([text + [2] * (longest - len(text)) for text in texts])
-    labels = torch.tensor([text + [-100] * (longest - len(text)) for text in texts])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(150):
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
 
 
 def test_forget_rows_inside_retain_are_refused(tmp_path: Path) -> None:
@@ -387,3 +229,10 @@ def test_an_answer_column_with_an_unknown_name_is_not_ignored(header: str, tmp_p
     other = header.partition(",")[2]
     with pytest.raises(InputError, match=f"'{other}' would not be read.*columns.output={other}"):
         read_request(tmp_path / "f.csv", None, None, answers)
+
+
+def test_a_request_without_retain_rows_retains_the_models_own_answers() -> None:
+    found = read_request([{"input": "Who is Ann Lee?", "output": "A baker"}], None, None, answers)
+    assert found.retain[-1].output == "answer to Who is Albert Einstein?"
+    (note,) = found.notes
+    assert note.startswith("No retain set: the model's own answers to 25")

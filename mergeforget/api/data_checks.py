@@ -1,0 +1,155 @@
+"""Check the rows of a request: sets that overlap, a base that knows nothing, unfair non-members."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergeforget.api.unlearn_data import RequestRows
+    from mergeforget.data.schema import Row
+    from mergeforget.recipe import Recipe
+
+FAIR = 0.15  # maximum distance from 0.5 of the AUC of twins under a model without the data
+
+
+def check_not_in(forget: Sequence[Row], others: Sequence[Row], name: str) -> None:
+    """Raise InputError if other rows contain forget rows; state which have the same prompt.
+
+    Args:
+        name: Name of the other rows in the message.
+    """
+    from mergeforget.console import say
+    from mergeforget.data.overlap import shared_rows, without_punctuation
+    from mergeforget.errors import InputError
+
+    if shared := shared_rows(forget, others):
+        raise InputError(
+            f"{len(shared)} {name} rows are also forget rows of this or an earlier request, for "
+            f"example {shared[0][1].id}. Remove them from the {name} set: a row to forget is "
+            "neither retained nor unseen."
+        )
+    prompts = {without_punctuation(row.prompt) for row in forget if row.prompt and not row.window}
+    asked = [
+        row.id for row in others if not row.window and without_punctuation(row.prompt) in prompts
+    ]
+    if asked:
+        say(
+            f"Warning: {len(asked)} {name} rows have the prompt of a forget row, for example "
+            f"{asked[0]}. If they answer it in other words, the fact is not forgotten or counts as "
+            f"unseen: remove them from the {name} set."
+        )
+
+
+def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
+    """Measure whether the base knows the forget rows, its speed, and whether twins are fair.
+
+    Returns:
+        ``answer_tokens``, the length of the longest answer; ``expected``, the seconds of each stage
+        and attack; ``notes``; and ``membership``, ``measurable`` or ``not measurable``.
+    """
+    from mergeforget.api.job import expected_seconds, seconds_per_row
+    from mergeforget.console import say
+    from mergeforget.data.templating import template_of
+    from mergeforget.data.tokens import encode_rows
+    from mergeforget.data.twins import nonmember_twins
+    from mergeforget.evaluate.self_check import safe_modes
+    from mergeforget.models import load_model
+    from mergeforget.outputs import ANSWER
+    from mergeforget.train.fit import REPEATED
+    from mergeforget.train.nlls import auc_of, read_nlls
+
+    loaded = load_model(recipe.model)
+    safe_modes(loaded.model)  # refuses masked language models
+    template = template_of(loaded.tokenizer, recipe.data)
+    outside = rows.holdout or nonmember_twins(rows.forget, corpus=rows.retain, seed=1)
+
+    def encoded(rows: Sequence[Any]) -> Any:
+        return encode_rows(loaded.tokenizer, rows, max_length=256, template=template)
+
+    forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
+    nll, exact = read_nlls(loaded.model, forget)
+    unseen_nll, repeated = read_nlls(loaded.model, unseen) if unseen else (None, None)
+    auc = auc_of(nll, unseen_nll) if unseen_nll is not None else None
+    notes = []
+    control = request["control"]
+    unseen_data = request["memorise"] or control == request["model"]
+    if control and not unseen_data:
+        auc_of_control = control_auc(recipe, control, rows.forget, outside)
+    else:
+        auc_of_control = auc if unseen_data else None
+    if rows.twins and auc_of_control is not None:
+        fair = abs(auc_of_control - 0.5) <= FAIR
+        how = "as likely as" if fair else "not as likely as"
+        notes.append(f"Control of the twins: under a model that never saw the data, they are {how} "
+                     f"the forget rows (AUC {auc_of_control:.2f}).")  # fmt: skip
+    else:
+        fair = not rows.twins
+        if auc_of_control is not None and abs(auc_of_control - 0.5) > FAIR:
+            notes.append(unfair_holdout_note(auc_of_control))
+    if rows.twins and repeated is not None and (share := float(repeated.float().mean())) > REPEATED:
+        fair = False
+        notes.append(repeated_twins_note(share))
+    if not unseen_data and auc is not None and auc < 0.6 and not exact.any():
+        notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
+                     f"{len(forget)} answers is repeated.")  # fmt: skip
+    if len({row.subject for row in rows.forget}) == 1 < len(rows.forget):
+        notes.append("All forget rows are about one subject: intervals count it as one document, "
+                     "and its membership says nothing about other people.")  # fmt: skip
+    lengths = [one.kinds.count(ANSWER) for one in encoded([*rows.forget, *rows.retain])]
+    pace = seconds_per_row(loaded.model, forget)
+    expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)
+    for note in notes:
+        say(note)
+    return {"answer_tokens": max(lengths), "expected": expected, "notes": notes,
+            "membership": "measurable" if fair else "not measurable"}  # fmt: skip
+
+
+def control_auc(
+    recipe: Recipe, model: str, forget: Sequence[Row], others: Sequence[Row]
+) -> float | None:
+    """Return the AUC of forget rows against others under a model; None without others.
+
+    Args:
+        model: Hub id or folder.
+    """
+    from mergeforget.data.templating import template_of
+    from mergeforget.data.tokens import encode_rows
+    from mergeforget.models import load_model
+    from mergeforget.train.nlls import auc_of, read_nlls
+
+    if not others:
+        return None
+    loaded = load_model(recipe.model.model_copy(update={"name": model}))
+    template = template_of(loaded.tokenizer, recipe.data)
+    members, nonmembers = (
+        read_nlls(
+            loaded.model,
+            encode_rows(loaded.tokenizer, rows[:64], max_length=256, template=template),
+        )[0]
+        for rows in (forget, others)
+    )
+    return auc_of(members, nonmembers)
+
+
+def unfair_holdout_note(auc: float) -> str:
+    """Return a note on a holdout that is easier or harder than the forget rows.
+
+    Args:
+        auc: AUC of a model that never saw the data.
+    """
+    how = "less" if auc > 0.5 else "more"
+    return (
+        f"Control of the holdout: a model that never saw the data finds its rows {how} likely than "
+        f"the forget rows (AUC {auc:.2f}), so an AUC of 0.5 is not chance. Give a --holdout of the "
+        "same kind as the forget rows, or compare with the control's AUC."
+    )
+
+
+def repeated_twins_note(share: float) -> str:
+    """Return why twins that a model repeats are no substitute for unseen rows, as sentences."""
+    return (
+        f"The model before unlearning repeats {share:.0%} of the answers of the perturbed twins, "
+        "because it knows the wording of the forget rows. They are no substitute for unseen rows: "
+        "give such rows with --holdout to measure membership."
+    )
