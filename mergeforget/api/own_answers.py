@@ -102,7 +102,7 @@ def own_retain(forget: Sequence[Row], ask: Ask) -> tuple[list[Row], str]:
 
 def _names_of(row: Row) -> list[str]:
     """Return the names in a row's prompt, or the full names in a document, without possessives."""
-    from mergeforget.data.twins import names_in
+    from mergeforget.data.names import names_in
 
     text = row.document if row.window else row.input
     names = [name for name in names_in(text)
