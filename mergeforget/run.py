@@ -67,6 +67,11 @@ class Run:
         return self.root / "data"
 
     @property
+    def difficulty(self) -> Path:
+        """NLL of each non-member under the base, by subject; see ``search.split``."""
+        return self.data / "difficulty.json"
+
+    @property
     def over(self) -> Path:
         """PEFT folder of the over-forgetting adapter."""
         return self.root / "over"

@@ -26,6 +26,7 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.paired import read_patterns
 from mergeforget.files import read_json, reading, sha256, write_json
 from mergeforget.metrics.leak_rate import can_leak, is_leaked, of_earlier_definition
+from mergeforget.model_files import content_of
 from mergeforget.parsing import plain_name, usable_path
 from mergeforget.recipe import load_recipe
 from mergeforget.run import ANCHORS, PAIR, Run, now, versions
@@ -106,7 +107,7 @@ def evidence_files(run: Run) -> dict[str, Path]:
     """Return the files that the evidence is computed from, by their path in the run folder."""
     model = shown_model(run)
     files = [run.recipe, run.scores, run.search / "chosen.json", *sorted(run.data.glob("*.jsonl"))]
-    files += [run.root / "notes.json", run.root / EARLIER]
+    files += [run.difficulty, run.root / "notes.json", run.root / EARLIER]
     files += [run.answers / f"{m}{end}" for m in dict.fromkeys((*ANCHORS, model))
               for end in (".jsonl", ".losses.jsonl")]  # fmt: skip
     adapters = [*(run.root / side for side in PAIR), run.candidates / model]
@@ -228,12 +229,9 @@ def code_hash() -> str:
 
 
 def _base_hash(run: Run) -> str | None:
-    """Return the hash of the base's weights, if the base is a folder on this machine."""
+    """Return a hash of the base, see ``content_of``; None if it is not on this machine."""
     folder = Path(run.base())
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        return None
-    return sha256(files[0]) if len(files) == 1 else sha256(folder)
+    return content_of(folder) if folder.is_dir() and any(folder.glob("*.safetensors")) else None
 
 
 def _as_json(value: Any) -> Any:

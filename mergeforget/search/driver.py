@@ -41,7 +41,7 @@ from mergeforget.search.grid import PredictedDensity, begin_at, grid, layer_grou
 from mergeforget.search.objective import ATTACKED, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import score_parts
-from mergeforget.search.split import DIFFICULTY, load_data
+from mergeforget.search.split import load_data
 from mergeforget.search.store import JOURNAL, Store, settings_of, template_facts
 from mergeforget.search.warnings import one_sided
 
@@ -155,7 +155,7 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         settings = settings_of(run, recipe, spec, data.holdout, variants)
         store.begin(settings, options.again)
         if data.holdout:  # after the checks: a refused search must not change the run
-            (run.data / DIFFICULTY).unlink(missing_ok=True)  # of the other non-members
+            run.difficulty.unlink(missing_ok=True)  # of the other non-members
             write_text(run.data / "holdout.jsonl", data.holdout)
         run.set_state("search", "running")
 

@@ -37,7 +37,6 @@ PARTS = ("choose", "report")
 SHARED = ("forget",)  # splits of the data that are in both parts
 Group = tuple[str, str]  # (split, subject): a document; (split, id) in a split of one subject
 FEWEST = 2  # non-members, one per split
-DIFFICULTY = "difficulty.json"  # file in RUN/data: NLL under the base by non-member, see ``group``
 
 
 def split_measured(
@@ -313,7 +312,7 @@ def load_data(
         "" if holdout is None else jsonl_text(row.to_dict() for row in outside),
         _levels(run.root / "until" / "over.json"),
         total=len(forget),
-        difficulty=_difficulty(run.data / DIFFICULTY) if holdout is None else {},
+        difficulty=_difficulty(run.difficulty) if holdout is None else {},
     )
 
 

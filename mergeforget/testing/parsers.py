@@ -164,9 +164,9 @@ def _until(run: Any) -> Any:
 
 
 def _nonmembers(run: Any) -> Any:
-    from mergeforget.search.split import DIFFICULTY, _difficulty
+    from mergeforget.search.split import _difficulty
 
-    return _difficulty(run.data / DIFFICULTY)
+    return _difficulty(run.difficulty)
 
 
 def _cache(run: Any) -> Any:

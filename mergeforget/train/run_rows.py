@@ -22,7 +22,7 @@ from mergeforget.files import read_json_object, read_jsonl, reading, write_json,
 from mergeforget.model_files import content_of, locate
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe
 from mergeforget.run import Run, file_facts
-from mergeforget.search.split import DIFFICULTY, group, load_data
+from mergeforget.search.split import group, load_data
 from mergeforget.train.tokenize import check_replaceable, check_weights
 from mergeforget.train_config import Training
 
@@ -331,7 +331,7 @@ def measure_difficulty(
     from mergeforget.train.prompt_forms import forms_to_add
     from mergeforget.train.tokenize import encode_set, within_positions
 
-    path = run.data / DIFFICULTY
+    path = run.difficulty
     if on_main(lambda: path.exists() or _was_checked(run)):
         return
     try:

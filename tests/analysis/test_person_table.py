@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet
@@ -130,6 +131,19 @@ def test_a_changed_file_is_found_with_exit_code_7(run: Run, evidence: Path, name
         file.write(b" ")
     done = CliRunner().invoke(main, ["verify", str(evidence)])
     assert done.exit_code == 7 and f"SHA-256 of {name}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
+def test_a_changed_file_of_the_base_is_found(
+    run: Run, tiny_folder: Path, tmp_path: Path, name: str
+) -> None:
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    facts = {"name": "a model", "path": str(base), "memorised": True}
+    write_json(run.manifest, read_json(run.manifest) | {"base": facts})
+    evidence = write_evidence(run, run.report.parent / "evidence.json", run_people(run))
+    assert all(check.ok for check in verify_evidence(evidence))
+    (base / name).write_bytes((base / name).read_bytes() + b" ")
+    assert [c.name for c in verify_evidence(evidence) if not c.ok] == ["SHA-256 of the base"]
 
 
 @pytest.mark.parametrize(

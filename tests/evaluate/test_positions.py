@@ -28,7 +28,6 @@ from mergeforget.evaluate.mmlu import choose
 from mergeforget.files import append_jsonl, read_json, write_jsonl
 from mergeforget.recipe import Term, Training, change, load_recipe
 from mergeforget.run import Run
-from mergeforget.search.split import DIFFICULTY
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.run_rows import measure_difficulty, prepare
 from mergeforget.train_config import Lora
@@ -186,15 +185,15 @@ def test_the_difficulty_of_long_nonmembers_is_measured_within_the_positions(
     sets = prepare(recipe, run, resume=False)
     loaded = SimpleNamespace(model=model, tokenizer=tiny_tokenizer)
     measure_difficulty(run, recipe, sets, training, loaded, RAW)
-    known = read_json(run.data / DIFFICULTY)
+    known = read_json(run.difficulty)
     assert sorted(known) == [f"holdout{i}" for i in range(4)]
     assert all(value > 0 for value in known.values())
 
-    (run.data / DIFFICULTY).unlink()
+    run.difficulty.unlink()
     run.set_state("over", "done")  # such as an adapter given with --over: no check used the rows
     measure_difficulty(run, recipe, sets, training, loaded, RAW)
-    assert read_json(run.data / DIFFICULTY) == known
-    (run.data / DIFFICULTY).unlink()
+    assert read_json(run.difficulty) == known
+    run.difficulty.unlink()
     append_jsonl(run.history, [{"stage": "over", "step": 1, "until": {"step": 1}}])
     measure_difficulty(run, recipe, sets, training, loaded, RAW)
-    assert not (run.data / DIFFICULTY).exists()  # its checks used the rows of a random split
+    assert not run.difficulty.exists()  # its checks used the rows of a random split
