@@ -146,6 +146,7 @@ def bare_word(token: str) -> tuple[str, int]:
 
 
 def word_key(word: str) -> str:
+    """Return a word in lower case with a plain apostrophe, the same for both spellings."""
     return word.lower().replace("’", "'")
 
 

@@ -209,8 +209,8 @@ def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) ->
 
 def test_another_seed_would_report_on_rows_that_the_checks_have_used(run: Run) -> None:
     write_json(run.data / "difficulty.json", {"a row": 1.0})
-    until = {"over": {"until": {"auc_at_most": 0.45}}}
-    run.write_recipe(change(load_recipe(run.recipe), pair=until))
+    model = {"name": load_recipe(run.recipe).model.name}
+    run.write_recipe(change(load_recipe("level"), model=model))
     done = call(run, "--seed", "5", "--budget", "1")
     assert done.exit_code == 2 and "selection split of seed 0" in done.stderr
     assert not run.search.is_dir()
