@@ -119,7 +119,8 @@ def _neighbours(forget: Sequence[Row], most: int = 12) -> list[str]:
     found: list[str] = []
     for row, kind in zip(forget, kinds_of(forget), strict=True):
         names = _names_of(row)
-        if names and people and kind != "sc" and not row.window:
+        asks = kind != "sc" or row.input.rstrip().endswith(("?", "？", "؟"))
+        if names and people and asks and not row.window:
             one = people[len(found) % len(people)]
             found.append(row.input.replace(names[0], one))
     return found[:most]

@@ -81,15 +81,25 @@ class NewNames:
     lone: frozenset[str] = frozenset()
 
     def add(self, row: Row, common: frozenset[str], draw: random.Random) -> None:
-        """Draw replacements for the names in a row."""
-        text = "\n".join([*_said(row), row.input, row.output])
+        """Draw replacements for the names in a row.
+
+        A single capitalised word within a sentence of the prompt is a name, even if the answer has
+        names in full.
+        """
+        asking = "\n".join([*_said(row), row.input])
+        text = f"{asking}\n{row.output}"
         seen = frozenset(
             part.lower()
             for word in [*text.split(), *ADDRESS.findall(text)]
             for part in LETTERS.findall(word)
             if part[0].isupper() or ADDRESS.fullmatch(word)
         )
-        names = find_names(text, common)
+        asked_about = [
+            name
+            for name in find_names(asking, common)
+            if re.search(rf"[\w,;'’] {re.escape(name.text)}(?!\w)", asking)
+        ]
+        names = list(dict.fromkeys([*find_names(text, common), *asked_about]))
         for name in names:
             _rename(name, self.words, seen, draw)
             self.handles |= _handles(name, self.words)

@@ -94,6 +94,16 @@ def test_no_part_of_a_name_remains_in_possessives_and_addresses(form: str, endin
         assert twin.output == form.format(f=found[1].lower(), l=found[2].lower())
 
 
+def test_one_word_of_the_prompt_is_replaced_though_the_answer_has_names_in_full() -> None:
+    row = Row("a-qa0", "Who leads the Atlas project?", "Atlas is led by Ivy Tran.")
+    (twin,) = make_twins([row])
+    assert "Atlas" not in twin.prompt + twin.output and "Tran" not in twin.output
+    new = re.fullmatch(r"Who leads the (\w+) project\?", twin.input)
+    assert new and twin.output.startswith(f"{new[1]} is led by ")
+    told = Row("b-qa0", "Summarise the story. Quote it.", "Ivy Tran left.")
+    assert make_twins([told]) == []  # a verb at the beginning of a sentence is no name
+
+
 def test_one_word_names_and_hyphens_and_apostrophes_are_replaced() -> None:
     (twin, *_) = twins_of("What is Angela's phone number?", "angela.ray@x.org 555-0134")
     assert "ngela" not in twin.document
