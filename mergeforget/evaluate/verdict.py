@@ -315,8 +315,9 @@ def _membership(
         )
     elif high > top:
         more = more_people(area, (low, high), top)
+        who = "1 more person is" if more == 1 else f"{more} more people are"
         people = (
-            f" About {more} more people are needed." if more is not None
+            f" About {who} needed." if more is not None
             else f" The AUC is so close to {top} that {MOST} more people would not decide it."
         )  # fmt: skip
         notes.doubts.append(

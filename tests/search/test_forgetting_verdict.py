@@ -57,6 +57,8 @@ def test_the_number_of_people_needed_follows_from_the_interval_width() -> None:
     verdict = judge([GONE, score])
     assert verdict.state == "NOT ENOUGH DATA" and verdict.more_people == 66
     assert "About 66 more people are needed." in verdict.sentence
+    nearly = replace(score, interval=(0.498, 0.702))
+    assert "About 1 more person is needed." in judge([GONE, nearly]).sentence
     border = replace(score, value=0.5 + MARGIN, interval=(0.5, 0.85))
     close = judge([GONE, border])
     assert close.more_people is None and "1000 more people would not decide it" in close.sentence
