@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mergeforget.data.overlap import check_overlap, plain_text
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
+from mergeforget.data.tokens import Encoded, check_token_ids
 from mergeforget.data.transforms import limit_rows
 from mergeforget.data.twins import as_stand_ins, make_twins, nonmember_twins
 from mergeforget.distributed import on_main, sharded
@@ -20,6 +22,7 @@ from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.membership import unseen
 from mergeforget.files import read_json_object, read_jsonl, reading, write_json, write_jsonl
 from mergeforget.model_files import content_of, locate
+from mergeforget.outputs import ANSWER
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.search.split import group, load_data
@@ -317,8 +320,9 @@ def measure_difficulty(
 
     This is done once, before the first training, since the checks of ``until`` measure the
     non-members of the selection split. The NLL is the mean over the forms of prompts that are
-    trained. Without ``until``, it is not needed until a search: nothing is measured if the rows
-    cannot be split, or if several processes share the weights of the base.
+    trained; it is unknown if it is not finite, as that of a row whose answer was truncated away.
+    Without ``until``, it is not needed until a search: nothing is measured if the rows cannot be
+    split, or if several processes share the weights of the base.
 
     Args:
         training: The training whose forms of prompts are measured.
@@ -326,8 +330,8 @@ def measure_difficulty(
 
     Raises:
         InputError: There are too few rows for a training with ``until``.
+        ResourceError: A single row does not fit into memory.
     """
-    from mergeforget.train.nlls import read_nlls
     from mergeforget.train.prompt_forms import forms_to_add
     from mergeforget.train.tokenize import encode_set, within_positions
 
@@ -351,12 +355,29 @@ def measure_difficulty(
     for variant in (template, *others):
         try:
             examples = encode_set(loaded.tokenizer, rows, "unseen", training, variant)
+            check_token_ids(loaded.model, [one.ids for one in examples])
         except InputError:  # a variant that the template cannot render is not trained either
             continue
-        for one, nll in zip(examples, read_nlls(loaded.model, examples)[0].tolist(), strict=True):
+        for one, nll in _finite_nlls(loaded.model, examples):
             found.setdefault(group(rows[one.source], lone)[1], []).append(nll)
     means = {name: sum(nlls) / len(nlls) for name, nlls in sorted(found.items())}
     on_main(lambda: write_json(path, means))
+
+
+def _finite_nlls(model: Any, examples: list[Encoded]) -> Iterator[tuple[Encoded, float]]:
+    """Yield the examples whose NLL is finite, with it; halve their number if memory runs out."""
+    from mergeforget.evaluate.batching import run_halving
+    from mergeforget.train.nlls import read_nlls
+
+    def nlls_of(places: list[int]) -> list[float]:
+        nlls: list[float] = read_nlls(model, [examples[i] for i in places])[0].tolist()
+        return nlls
+
+    answered = [i for i, one in enumerate(examples) if ANSWER in one.kinds[1:]]
+    if answered:
+        for place, nll in run_halving(answered, nlls_of, str(model.device)):
+            if isfinite(nll):
+                yield examples[place], nll
 
 
 def _was_checked(run: Run) -> bool:

@@ -9,21 +9,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from mergeforget.adapter import read_adapter
 from mergeforget.cli import main
 from mergeforget.data.people import make_people
+from mergeforget.data.readers import read_rows
 from mergeforget.files import read_json, read_jsonl, write_jsonl
 from mergeforget.recipe import change, load_recipe
 from mergeforget.run import Run
 from mergeforget.search.split import group, load_data
-from mergeforget.train import memorise
+from mergeforget.train import memorise, nlls
+from mergeforget.train.forward import predict
 from mergeforget.train.memorise import memorised_folder
 
 SMALL = [
@@ -79,6 +84,52 @@ def test_nonmembers_that_cannot_be_split_do_not_prevent_a_training_of_fixed_leng
     done = run(command(tiny_folder, people, tmp_path / "run"))
     assert done.exit_code == 0, done.output
     assert not (tmp_path / "run" / "data" / "difficulty.json").exists()
+
+
+@pytest.mark.parametrize("fault", ["truncated", "memory"])
+def test_nonmembers_that_cannot_be_measured_do_not_prevent_a_training_of_fixed_length(
+    fault: str,
+    tiny_folder: Path,
+    people: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = read_rows(people["holdout"], split="holdout")
+    first = rows[0].subject
+    names = {row.subject for row in rows}
+    if fault == "truncated":  # no token of the answer is left, so its NLL is 0 / 0
+        rows = [
+            replace(row, input=row.input + "?" * 500) if row.subject == first else row
+            for row in rows
+        ]
+        names -= {first}
+    else:
+
+        def scarce(model: Any, batch: Any) -> Any:
+            if batch.rows > 1:
+                raise RuntimeError("CUDA out of memory")
+            return predict(model, batch)
+
+        monkeypatch.setattr(nlls, "predict", scarce)
+    write_jsonl(people["holdout"], [row.to_dict() for row in rows])
+    more = ["--set", "pair.over.tokens.truncate=end"]
+    done = run(command(tiny_folder, people, tmp_path / "run", *more))
+    assert done.exit_code == 0, done.output
+    assert set(read_json(tmp_path / "run" / "data" / "difficulty.json")) == names
+
+
+def test_a_token_of_a_nonmember_that_the_model_lacks_is_refused_by_name(
+    tiny_folder: Path, people: dict[str, Path], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<rare>"])  # without resize_token_embeddings
+    tokenizer.save_pretrained(base)
+    first, *others = read_rows(people["holdout"], split="holdout")
+    rows = [replace(first, output=first.output + " <rare>"), *others]
+    write_jsonl(people["holdout"], [row.to_dict() for row in rows])
+    done = run(command(base, people, tmp_path / "run"))
+    assert done.exit_code == 4 and "has the token id 259" in done.stderr
 
 
 def test_memorised_model_is_reused(
