@@ -30,7 +30,7 @@ from mergeforget.expert_factors import (
     targeted,
 )
 from mergeforget.files import explained, read_json, replacing, write_json
-from mergeforget.model_files import copy_tokenizer, stored_template
+from mergeforget.model_files import copy_tokenizer, has_tokenizer, stored_template
 from mergeforget.parsing import usable_path
 
 Array = NDArray[Any]
@@ -204,8 +204,7 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
     if not deltas:
         raise InputError(f"{folder} contains no lora_A and lora_B weights, so it is not a LoRA.")
     dtype = stored.pop() if len(stored) == 1 else "F32"  # mixed dtypes become float32
-    tokenizer = (folder / "tokenizer.json").is_file() or stored_template(folder) is not None
-    own = folder if tokenizer else None
+    own = folder if has_tokenizer(folder) or stored_template(folder) is not None else None
     return Adapter(name, deltas, config, extras, dtype, frozenset(embeddings), own)
 
 

@@ -31,6 +31,7 @@ TOKENIZER_FILES = (
     "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 OURS = ("candidate.json", "export.json", "origin.json", "memorised.json")  # written by mergeforget
 
 
@@ -66,6 +67,11 @@ def stored_template(folder: Path) -> Any:
         if isinstance(values, dict) and (found := values.get("chat_template")):
             return {t["name"]: t["template"] for t in found} if isinstance(found, list) else found
     return None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder contains the vocabulary of a tokenizer."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
 )
 
 from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate, Space
 from mergeforget.errors import InputError, NumericError, UsageError
+from mergeforget.files import read_json, write_json
+from mergeforget.merge.checkpoint.compatible import read_vocabulary
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.engine import MergeSettings, merge_adapters
+from mergeforget.model_files import stored_template
 
 OUTPUT_TOO = ["q_proj", "up_proj", "lm_head"]
 KINDS: dict[str, dict[str, Any]] = {
@@ -277,11 +283,11 @@ def test_dora_on_an_embedding_is_refused_by_name(
         fold_adapters(base, [adapter], itself, tmp_path / "full")
 
 
-def resized_adapter(base: Path, folder: Path, seed: int = 0, **config: Any) -> Any:
+def resized_adapter(base: Path, folder: Path, seed: int = 0, count: int = 42, **config: Any) -> Any:
     """Train on a base with two more tokens, as fine-tuning with a new chat template does."""
     torch.manual_seed(3)  # of the new rows
     model: Any = AutoModelForCausalLM.from_pretrained(base)
-    model.resize_token_embeddings(42)
+    model.resize_token_embeddings(count)
     torch.manual_seed(seed)
     wrapped = get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"]} | config))
     for name, parameter in wrapped.named_parameters():
@@ -344,6 +350,80 @@ def test_lora_on_one_embedding_stores_the_new_rows_of_a_tied_base_only(
     with torch.no_grad():
         wanted = wrapped.eval()(ids).logits
         torch.testing.assert_close(folded(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_bias_of_an_output_layer_gets_entries_for_new_tokens(tmp_path: Path) -> None:
+    config = PhiConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = PhiForCausalLM(config)
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path / "base")
+    wrapped = resized_adapter(tmp_path / "base", tmp_path / "adapter")
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(tmp_path / "base", [read_adapter(tmp_path / "adapter")], itself, tmp_path / "out")
+    folded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([[5, 41, 40, 7, 39]])
+    with torch.no_grad():
+        wanted = wrapped.eval()(ids).logits
+        torch.testing.assert_close(folded(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sections", "wanted"),
+    [
+        ({"vocab_size": 40}, {"vocab_size": 42}),
+        ({}, {"vocab_size": 42}),  # the default of the model's class
+        ({"text_config": {"a": 1}}, {"text_config": {"a": 1, "vocab_size": 42}}),
+        (
+            {"text_config": {"vocab_size": 40}, "audio_config": {"vocab_size": 51}},
+            {"text_config": {"vocab_size": 42}, "audio_config": {"vocab_size": 51}},
+        ),
+        (
+            {"talker": {"text_config": {"vocab_size": 40}}},
+            {"talker": {"text_config": {"vocab_size": 42}}},
+        ),
+    ],
+)
+def test_the_config_states_the_number_of_tokens_of_the_text_model_only(
+    sections: dict[str, Any], wanted: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    resized_adapter(base, tmp_path / "adapter")
+    shutil.copytree(base, tmp_path / "base")
+    write_json(tmp_path / "base" / "config.json", {"model_type": "llama"} | sections)
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(tmp_path / "base", [read_adapter(tmp_path / "adapter")], itself, tmp_path / "out")
+    written = read_json(tmp_path / "out" / "config.json")
+    assert {key: written[key] for key in wanted} == wanted
+    assert written.keys() == {"model_type", "dtype", *wanted}
+
+
+def test_the_tokenizer_with_the_new_tokens_replaces_that_of_the_base(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    for name in ("chat_template.jinja", "added_tokens.json"):  # would precede the adapter's
+        (tmp_path / "base" / name).write_text("{}")
+    for i, name in enumerate(("one", "two")):
+        resized_adapter(base, tmp_path / name, i)
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<a>", "<b>"])
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path / "two", save_jinja_files=False)
+    pair = [read_adapter(tmp_path / name) for name in ("one", "two")]
+    mean = Candidate("linear", weights=(0.5, 0.5), space="factors")
+    fold_adapters(tmp_path / "base", pair, mean, tmp_path / "out")
+    assert not (tmp_path / "out" / "added_tokens.json").exists()
+    assert stored_template(tmp_path / "out") == "{{ messages }}"
+    assert read_vocabulary(tmp_path / "out")["<b>"] == len(tokenizer) - 1
+    assert capsys.readouterr().err.count("chat templates") == 1
+
+    alone = [replace(pair[0], tokenizer=None)]
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(tmp_path / "base", alone, itself, tmp_path / "other")
+    assert "the tokenizer of the base" in capsys.readouterr().err
+    assert (tmp_path / "other" / "added_tokens.json").exists()
 
 
 def test_adapters_of_one_resized_base_are_merged_and_others_refused(

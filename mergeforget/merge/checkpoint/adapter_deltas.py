@@ -20,6 +20,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
 from mergeforget.expert_factors import expert_of
 from mergeforget.merge.checkpoint.compatible import (
+    OUTPUT_BIASES,
     OUTPUTS,
     embedding_of,
     find_tensor,
@@ -211,30 +212,34 @@ def with_new_tokens(model: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoin
     rows are those of the adapters, so that these do not change them.
 
     Raises:
-        InputError: The adapters have different new rows, or those of only one of the embedding and
-            the output layer.
+        InputError: The adapters have different new rows, or not those of the embedding, the output
+            layer and its bias.
     """
     embedding, output, tied = embedding_of(model), output_of(model), is_tied(model)
     if embedding is None:
         return model
     added: dict[str, Array] = {}
+    owners: dict[str, str] = {}
     for adapter in adapters:
         for name, rows in _new_rows(adapter, model, embedding, tied):
+            owner = owners.setdefault(name, adapter.name)
             if not np.array_equal(added.setdefault(name, rows), rows):
                 raise InputError(
-                    f"{adapters[0].name!r} and {adapter.name!r} have different rows of {name} for "
-                    "the tokens that were added to their base. Merge each with --full, and the "
+                    f"{owner!r} and {adapter.name!r} have different rows of {name} for the "
+                    "tokens that were added to their base. Merge each with --full, and the "
                     "models with `mergeforget merge-models`."
                 )
     if not added:
         return model
-    if tied:  # rows that are not stored are those of the other matrix
-        of_both = added.get(embedding.name, next(iter(added.values())))
+    matrices = [rows for rows in added.values() if rows.ndim > 1]
+    if tied and matrices:  # rows that are not stored are those of the other matrix
+        of_both = added.get(embedding.name, matrices[0])
         added = dict.fromkeys([embedding.name, *OUTPUTS], of_both) | added
-    both = {embedding.name, output.name} if output else {embedding.name}
-    if missing := sorted(both - added.keys()):
+    needed = {embedding.name, *([output.name] if output else [])}
+    needed |= {name for name in model.tensors if plain_name(name) in OUTPUT_BIASES}
+    if missing := sorted(needed - added.keys()):
         raise InputError(
-            f"{adapters[0].name!r} has rows for new tokens in {', '.join(added)}, but not in "
+            f"{min(owners.values())!r} has rows for new tokens in {', '.join(added)}, but not in "
             f"{missing[0]}. Save both, with modules_to_save=['embed_tokens', 'lm_head']."
         )
     count = embedding.shape[0] + len(added[embedding.name])
@@ -242,8 +247,12 @@ def with_new_tokens(model: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoin
         name: info._replace(shape=(count, *info.shape[1:])) if name in added else info
         for name, info in model.tensors.items()
     }
-    sections = {key: _resized(value, count) for key, value in model.config.items()}
-    return replace(model, tensors=tensors, added=added, config=_resized(sections, count))
+    config = _resized(model.config, embedding.shape[0], count)
+    if isinstance(text := config.get("text_config"), dict):  # which omits its default
+        config["text_config"] = text | {"vocab_size": count}
+    elif config == model.config:
+        config["vocab_size"] = count
+    return replace(model, tensors=tensors, added=added, config=config)
 
 
 def _new_rows(
@@ -255,16 +264,23 @@ def _new_rows(
         info = find_tensor(model, name)
         if info is None and plain_name(name) in OUTPUTS and tied:
             info = embedding._replace(name=name)
-        if info is None or plain_name(info.name) not in {plain_name(embedding.name), *OUTPUTS}:
+        resized = {plain_name(embedding.name), *OUTPUTS, *OUTPUT_BIASES}
+        if info is None or plain_name(info.name) not in resized:
             continue
         if value.shape[1:] == info.shape[1:] and len(value) > info.shape[0]:
             yield info.name, value[info.shape[0] :]
 
 
-def _resized(section: Any, count: int) -> Any:
-    """Return a section of a config with another number of tokens, if it has one."""
-    has_one = isinstance(section, dict) and "vocab_size" in section
-    return section | {"vocab_size": count} if has_one else section
+def _resized(section: dict[str, Any], size: int, count: int) -> dict[str, Any]:
+    """Return a section of a config with another number of tokens, also in its own sections.
+
+    Another vocabulary, such as that of an audio encoder, is kept.
+    """
+    resized = {
+        key: _resized(value, size, count) if isinstance(value, dict) else value
+        for key, value in section.items()
+    }
+    return resized | {"vocab_size": count} if section.get("vocab_size") == size else resized
 
 
 def _is_in(model: Checkpoint, name: str, value: Array) -> bool:
@@ -278,9 +294,9 @@ def _is_in(model: Checkpoint, name: str, value: Array) -> bool:
 
 
 def products_only(adapter: Adapter) -> Adapter:
-    """Return the adapter with only its products of factors."""
+    """Return the adapter with only its products of factors, and without its tokenizer."""
     config = {k: v for k, v in adapter.config.items() if k not in NEEDS_THE_BASE}
-    return replace(adapter, extras={}, config=config | {"bias": "none"})
+    return replace(adapter, extras={}, config=config | {"bias": "none"}, tokenizer=None)
 
 
 def check_products(name: str, step: TensorChange) -> None:

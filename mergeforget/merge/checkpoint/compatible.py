@@ -23,6 +23,7 @@ Array = NDArray[Any]
 
 WRAPPERS = {"model", "language_model", "transformer", "base_model"}  # optional prefixes of names
 OUTPUTS = {"lm_head.weight", "embed_out.weight", "output_projection.weight"}
+OUTPUT_BIASES = {name.replace("weight", "bias") for name in OUTPUTS}
 EMBEDDINGS = (
     "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight",
     "backbone.embeddings.weight", "tokens_embed.weight",

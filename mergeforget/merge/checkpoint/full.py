@@ -15,6 +15,7 @@ import numpy as np
 from mergeforget import __version__
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
+from mergeforget.console import say
 from mergeforget.errors import InputError, UsageError
 from mergeforget.merge.activation_grams import as_sum
 from mergeforget.merge.blockwise import check_device
@@ -34,6 +35,7 @@ from mergeforget.merge.checkpoint.compatible import (
     embedding_of,
     is_tied,
     output_of,
+    read_vocabulary,
 )
 from mergeforget.merge.checkpoint.jobs import Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
@@ -60,6 +62,7 @@ from mergeforget.merge.request import (
     looks_at_data,
 )
 from mergeforget.model_adapters import template_with
+from mergeforget.model_files import has_tokenizer, stored_template
 
 OUTPUT_OF = {  # output layers not named lm_head
     "gpt_neox.embed_in.weight": "embed_out.weight",
@@ -134,9 +137,31 @@ def fold_adapters(
         ]
         settings = [how.precision, how.modules, how.svd]
         inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *settings]
-        own = next((a.tokenizer for a in adapters if a.tokenizer), None) if model.added else None
+        own = _tokenizer_of(adapters) if model.added else None
         template = None if own else template_with(base, shared_tokenizer(adapters))
         return _write(out, jobs, inputs, model, candidate, output, how.precision, template, own)
+
+
+def _tokenizer_of(adapters: Sequence[Adapter]) -> Path | None:
+    """Return the folder of the tokenizer with the most tokens, which has those that were added.
+
+    None, with a warning, if no adapter was saved with its tokenizer.
+    """
+    folders = [a.tokenizer for a in adapters if a.tokenizer and has_tokenizer(a.tokenizer)]
+    if not folders:
+        say(
+            "Warning: the written model has rows for new tokens, but the tokenizer of the base, "
+            "since no adapter was saved with its own. Copy the right tokenizer into its folder."
+        )
+        return None
+    own = max(folders, key=lambda folder: len(read_vocabulary(folder)))
+    different = [other for other in folders if stored_template(other) != stored_template(own)]
+    if different:
+        say(
+            f"Warning: the chat templates of {own} and {different[0]} differ. The result has the "
+            "first."
+        )
+    return own
 
 
 def _steps(

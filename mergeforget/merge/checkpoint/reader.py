@@ -74,7 +74,8 @@ class Checkpoint:
     Attributes:
         tensors: Tensors by name, in the order of the files.
         config: Content of ``config.json``.
-        added: Rows after those in the file, by name of the tensor; see ``with_new_tokens``.
+        added: Rows (entries of a vector) after those in the file, by name of the tensor; see
+            ``with_new_tokens``.
     """
 
     folder: Path
@@ -102,10 +103,14 @@ class Checkpoint:
         height, width = info.matrix
         start, stop, _ = rows.indices(height)
         if (added := self.added.get(info.name)) is not None:
+            stored = replace(self, added={})
+            if len(info.shape) < 2:
+                short = info._replace(shape=(width - len(added),))
+                return np.concatenate([stored.read(short, rows, room), added[None][rows]], axis=1)
             end = height - len(added)
             in_file = slice(min(start, end), min(stop, end))
-            stored = replace(self, added={}).read(info, in_file, room)
-            return np.concatenate([stored, added[max(0, start - end) : max(0, stop - end)]])
+            first = stored.read(info, in_file, room)
+            return np.concatenate([first, added[max(0, start - end) : max(0, stop - end)]])
         buffer = None
         if room is not None:
             buffer = room.take("raw", ((stop - start) * width * SIZES[info.dtype],), np.uint8)

@@ -31,7 +31,7 @@ from mergeforget.files import (
 from mergeforget.merge.checkpoint.jobs import MemoryBudget, Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import INDEX, SINGLE, SIZES, Checkpoint
 from mergeforget.merge.kernels.dispatch import workers
-from mergeforget.model_files import copy_tokenizer
+from mergeforget.model_files import TOKENIZER_FILES, copy_tokenizer
 from mergeforget.replace import link_target, write_lock
 
 SHARD_BYTES = 5_000_000_000
@@ -84,6 +84,8 @@ def write_model(
         _, rounding = finished(partial / JOURNAL)
         carry_over(partial, shards, like, jobs, durable=durable)
         if tokenizer is not None:
+            for name in TOKENIZER_FILES:  # a file that only the base has would take effect
+                (partial / name).unlink(missing_ok=True)
             copy_tokenizer(tokenizer, partial)
         if template is not None:  # it precedes that of tokenizer_config.json
             write_text(partial / "chat_template.jinja", template)
