@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def _other_base(adapter: Path, model: Any, why: str) -> InputError:
     from mergeforget.adapter_config import read_config
 
     base = read_config(adapter).get("base_model_name_or_path") or "a model that it does not name"
+    if re.search(r"size mismatch for \S*(embed|wte|lm_head)\S*weight", why):
+        return InputError(
+            f"The adapter {adapter} does not fit {model.name_or_path}: {why.strip()}. If tokens "
+            "were added to its base, add the adapter to the model's weights with mergeforget merge "
+            f"--full, and name the written folder as the model. Otherwise it belongs to {base}."
+        )
     return InputError(
         f"The adapter {adapter} does not fit {model.name_or_path}: {why.strip()}. It was trained "
         f"on {base}; load that model."

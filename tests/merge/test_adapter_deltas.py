@@ -32,6 +32,7 @@ from mergeforget.files import read_json, write_json
 from mergeforget.merge.checkpoint.compatible import read_vocabulary
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.engine import MergeSettings, merge_adapters
+from mergeforget.model_adapters import with_adapter
 from mergeforget.model_files import stored_template
 
 OUTPUT_TOO = ["q_proj", "up_proj", "lm_head"]
@@ -424,6 +425,24 @@ def test_the_tokenizer_with_the_new_tokens_replaces_that_of_the_base(
     fold_adapters(tmp_path / "base", alone, itself, tmp_path / "other")
     assert "the tokenizer of the base" in capsys.readouterr().err
     assert (tmp_path / "other" / "added_tokens.json").exists()
+
+
+def test_an_adapter_of_a_base_that_was_made_smaller_is_refused_with_the_remedy(
+    base: Path, tmp_path: Path
+) -> None:
+    resized_adapter(base, tmp_path / "adapter", count=38)
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    with pytest.raises(InputError, match=r"made smaller.* resize_token_embeddings\(38\)"):
+        fold_adapters(base, [read_adapter(tmp_path / "adapter")], itself, tmp_path / "out")
+
+
+def test_loading_an_adapter_of_an_enlarged_base_names_the_command_that_folds_it(
+    base: Path, tmp_path: Path
+) -> None:
+    resized_adapter(base, tmp_path / "adapter")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with pytest.raises(InputError, match="mergeforget merge --full, and name the written folder"):
+        with_adapter(model, tmp_path / "adapter")
 
 
 def test_adapters_of_one_resized_base_are_merged_and_others_refused(

@@ -17,6 +17,7 @@ from mergeforget.merge.checkpoint.adapter_deltas import AddedBias, Change, Tenso
 from mergeforget.merge.checkpoint.bf16_blocks import HELD as HELD_BYTES
 from mergeforget.merge.checkpoint.bf16_blocks import half_blocks
 from mergeforget.merge.checkpoint.compatible import (
+    EMBEDDINGS,
     OUTPUTS,
     check_equal,
     check_finite_block,
@@ -234,6 +235,15 @@ def target(model: Checkpoint, name: str, step: TensorChange) -> TensorInfo:
         )
     for change in step.changes:
         if info.matrix != change.shape:
+            rows, width = change.shape
+            if info.name.endswith((*EMBEDDINGS, *OUTPUTS)) and (
+                width == info.matrix[1] and rows < info.matrix[0]
+            ):
+                raise InputError(
+                    f"{info.name} has {info.matrix[0]} rows in {model.folder} and {rows} in the "
+                    f"adapter, whose base was made smaller. Load the base, call "
+                    f"resize_token_embeddings({rows}), save it, and name that folder as the base."
+                )
             raise InputError(
                 f"{info.name} is {info.shape} in {model.folder}, and the adapter changes a tensor "
                 f"of {change.shape}: it was trained on another model."
