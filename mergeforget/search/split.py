@@ -278,7 +278,8 @@ def load_data(
     """Read the rows of a run, with non-members that match its members.
 
     Args:
-        holdout: File of rows that were never trained on, instead of the run's own.
+        holdout: File of rows that were never trained on, instead of the run's own; a copy of these
+            changes nothing.
         seed: Random seed of the draw if there are more rows than needed.
         warn: Print a warning if all non-members are about one subject.
 
@@ -304,15 +305,18 @@ def load_data(
         seed,
     )
     check_enough(members, nonmembers, warn=warn)
+    given = "" if holdout is None else jsonl_text(row.to_dict() for row in outside)
+    if given and saved_holdout.exists() and saved_holdout.read_bytes() == given.encode("utf-8"):
+        given = ""  # the run's own rows, whose split stays the same
     return SearchData(
         limit_rows(forget, spec.limit, seed)[0],
         limit_rows(retain, spec.limit, seed)[0],
         members,
         nonmembers,
-        "" if holdout is None else jsonl_text(row.to_dict() for row in outside),
+        given,
         _levels(run.root / "until" / "over.json"),
         total=len(forget),
-        difficulty=_difficulty(run.difficulty) if holdout is None else {},
+        difficulty={} if given else _difficulty(run.difficulty),
     )
 
 

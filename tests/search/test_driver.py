@@ -21,6 +21,7 @@ from mergeforget.score import Score, read_scores
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.search.evaluator import Evaluator
+from mergeforget.search.split import load_data
 from mergeforget.search.store import Store
 
 NAMES = {f"ties-factors-d{density}" for density in ("0.20", "0.50", "0.80")}
@@ -205,6 +206,22 @@ def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) ->
     assert call(run, "--holdout", str(outside), "--budget", "1").exit_code == 0
     assert not (run.data / "difficulty.json").exists()
     assert (run.data / "holdout.jsonl").read_text() == outside.read_text()
+
+
+def test_a_copy_of_the_nonmembers_keeps_their_split(run: Run, tmp_path: Path) -> None:
+    """Cached scores of the matched splits would be compared with those of random ones."""
+    copy = Path(shutil.copy(run.data / "holdout.jsonl", tmp_path / "copy.jsonl"))
+    evaluation = load_recipe(run.recipe).evaluation
+    names = {row.subject for row in load_data(run, evaluation, None, 0).nonmembers}
+    known = {name: 1.0 + i for i, name in enumerate(sorted(names))}
+    write_json(run.data / "difficulty.json", known)
+    data = load_data(run, evaluation, copy, 0)
+    assert data.difficulty == known and not data.holdout
+    until = {"over": {"until": {"auc_at_most": 0.45}}}
+    run.write_recipe(change(load_recipe(run.recipe), pair=until))
+    done = call(run, "--seed", "5", "--holdout", str(copy), "--budget", "1")
+    assert done.exit_code == 2 and "selection split of seed 0" in done.stderr
+    assert (run.data / "difficulty.json").exists()
 
 
 def test_another_seed_would_report_on_rows_that_the_checks_have_used(run: Run) -> None:
