@@ -181,7 +181,7 @@ def _table(models: dict[str, list[Score]], measures: list[Measure]) -> str:
     for measure in measures:
         cells = [cell_of(scores, measure) for scores in models.values()]
         texts = [
-            f"{cell.text} [{cell.interval[0]:.2f}, {cell.interval[1]:.2f}]"
+            f"{cell.text} [{cell.interval[0]:.3f}, {cell.interval[1]:.3f}]"
             if cell.interval
             else cell.text
             for cell in cells

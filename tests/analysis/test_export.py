@@ -295,7 +295,7 @@ def test_the_card_states_the_verdict_first_and_the_best_known_scores_before_the_
     other = Score("mia_auc_zlib", "mia", 0.4, "nearer", 20, part="report", target=0.5)
     write_scores(chosen.scores, {"base": [replace(auc, value=1.0)], name: [auc, other]})
     text = (Path(export(chosen).folder) / "README.md").read_text()
-    assert r"| MIA AUC | 1.000 \[0.30, 0.74\] | 0.520 \[0.30, 0.74\] |" in text
+    assert r"| MIA AUC | 1.000 \[0.300, 0.741\] | 0.520 \[0.300, 0.741\] |" in text
     assert "| MIA AUC zlib |  | 0.400 |" in text
     parts = ["**NOT", "## Use", "| MIA AUC |", "<details>", "| MIA AUC zlib |", "</details>",
              "## Attacks", "## How it was chosen", "It is balanced.", "## Limits"]  # fmt: skip
