@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 from mergeforget.console import say
 from mergeforget.data.overlap import distinct_rows
@@ -52,7 +53,7 @@ def split_measured(
         share: Fraction of the documents in the selection split, in (0, 1).
         seed: Random seed. Retain rows and non-members are split separately, stratified by task.
         difficulty: NLL of the non-members under the base, in nats per token, by subject, or by id
-            if they are about one subject. The splits are matched by it if all are known.
+            if they are about one subject. The splits are matched by it; see ``_blocks``.
 
     Returns:
         ``choose``, the selection split, and ``report``. Forget rows are in both, since they are
@@ -185,15 +186,18 @@ def _draw(
 def _blocks(
     strata: dict[str, list[Group]], share: float, difficulty: Mapping[str, float]
 ) -> Iterator[tuple[str, list[Group]]]:
-    """Yield the strata, or, if the difficulty of all is known, pairs of similar difficulty.
+    """Yield the strata, or, if the difficulty of any is known, pairs of similar difficulty.
 
     The pairs are ordered by task and difficulty; a task with an odd number of documents shares a
-    pair with the next more difficult one. If ``share`` is not a half, the blocks are larger.
+    pair with the next more difficult one. Unknown documents, such as those that another seed draws,
+    have the median of the others. If ``share`` is not a half, the blocks are larger.
     """
-    if not all(key[1] in difficulty for keys in strata.values() for key in keys):
+    every = [key for keys in strata.values() for key in keys]
+    known = [difficulty[key[1]] for key in every if key[1] in difficulty]
+    if not known:
         yield from strata.items()
         return
-    level = {key: difficulty[key[1]] for keys in strata.values() for key in keys}
+    level = {key: difficulty.get(key[1], median(known)) for key in every}
     by_task = sorted(
         strata.values(), key=lambda keys: sum(map(level.__getitem__, keys)) / len(keys)
     )

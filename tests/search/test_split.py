@@ -116,8 +116,11 @@ def test_splits_take_one_of_each_two_nonmembers_of_similar_difficulty() -> None:
         assert [len(chosen & set(pair)) for pair in ("ac", "eb", "df", "gh")] == [1] * 4
     drawn = [("holdout", "a") in choosing_subjects(tasks, 0.5, seed, known) for seed in range(40)]
     assert 8 < sum(drawn) < 32  # at random
-    partly = {name: 1.0 for name in "abcdefg"}
-    assert choosing_subjects(tasks, 0.5, 0, partly) == choosing_subjects(tasks, 0.5, 0)
+    partly = {name: value for name, value in known.items() if name != "h"}  # h has the median, 9
+    chosen = {name for _, name in choosing_subjects(tasks, 0.5, 0, partly)}
+    assert [len(chosen & set(pair)) for pair in ("ac", "eb", "dh", "fg")] == [1] * 4
+    others = {"another": 1.0}
+    assert choosing_subjects(tasks, 0.5, 0, others) == choosing_subjects(tasks, 0.5, 0)
     retain = {("retain", name): "x" for name in "abcdefgh"}
     assert choosing_subjects(retain, 0.5, 0, known) == choosing_subjects(retain, 0.5, 0)
     some = choosing_subjects(tasks, 0.25, 0, known)
