@@ -217,8 +217,8 @@ def test_a_copy_of_the_nonmembers_keeps_their_split(run: Run, tmp_path: Path) ->
     write_json(run.data / "difficulty.json", known)
     data = load_data(run, evaluation, copy, 0)
     assert data.difficulty == known and not data.holdout
-    until = {"over": {"until": {"auc_at_most": 0.45}}}
-    run.write_recipe(change(load_recipe(run.recipe), pair=until))
+    model = {"name": load_recipe(run.recipe).model.name}
+    run.write_recipe(change(load_recipe("level"), model=model))
     done = call(run, "--seed", "5", "--holdout", str(copy), "--budget", "1")
     assert done.exit_code == 2 and "selection split of seed 0" in done.stderr
     assert (run.data / "difficulty.json").exists()
