@@ -299,6 +299,16 @@ def resized_adapter(base: Path, folder: Path, seed: int = 0, count: int = 42, **
     return wrapped
 
 
+def check_same_logits(folder: Path, wrapped: Any) -> None:
+    """Compare a folded model of 42 tokens with PEFT's, also on the tokens that were added."""
+    folded: Any = AutoModelForCausalLM.from_pretrained(folder)
+    assert folded.config.vocab_size == 42 == len(folded.get_input_embeddings().weight)
+    ids = torch.tensor([[5, 41, 40, 7, 39]])
+    with torch.no_grad():
+        wanted = wrapped.eval()(ids).logits
+        torch.testing.assert_close(folded(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
 def tied_copy(base: Path, folder: Path) -> None:
     config = LlamaConfig.from_pretrained(base)
     config.tie_word_embeddings = True
@@ -322,13 +332,7 @@ def test_an_adapter_of_a_base_with_new_tokens_is_folded_with_their_rows(
     wrapped = resized_adapter(tmp_path / "base", tmp_path / "adapter", **config)
     itself = Candidate("linear", weights=(1.0,), space="delta")
     fold_adapters(tmp_path / "base", [read_adapter(tmp_path / "adapter")], itself, tmp_path / "out")
-    folded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert folded.config.vocab_size == 42 == len(folded.get_input_embeddings().weight)
-    ids = torch.tensor([[5, 41, 40, 7, 39]])
-    with torch.no_grad():
-        torch.testing.assert_close(
-            folded(ids).logits, wrapped.eval()(ids).logits, atol=1e-5, rtol=1e-5
-        )
+    check_same_logits(tmp_path / "out", wrapped)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
         tmp_path / "adapter" / "tokenizer.json"
     ).read_bytes()
@@ -346,11 +350,7 @@ def test_lora_on_one_embedding_stores_the_new_rows_of_a_tied_base_only(
     tied_copy(base, tmp_path / "tied")
     wrapped = resized_adapter(tmp_path / "tied", tmp_path / "a", target_modules=["q_proj", module])
     fold_adapters(tmp_path / "tied", [read_adapter(tmp_path / "a")], itself, tmp_path / "out")
-    folded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    ids = torch.tensor([[5, 41, 40, 7, 39]])
-    with torch.no_grad():
-        wanted = wrapped.eval()(ids).logits
-        torch.testing.assert_close(folded(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+    check_same_logits(tmp_path / "out", wrapped)
 
 
 def test_the_bias_of_an_output_layer_gets_entries_for_new_tokens(tmp_path: Path) -> None:
@@ -364,11 +364,7 @@ def test_the_bias_of_an_output_layer_gets_entries_for_new_tokens(tmp_path: Path)
     wrapped = resized_adapter(tmp_path / "base", tmp_path / "adapter")
     itself = Candidate("linear", weights=(1.0,), space="delta")
     fold_adapters(tmp_path / "base", [read_adapter(tmp_path / "adapter")], itself, tmp_path / "out")
-    folded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    ids = torch.tensor([[5, 41, 40, 7, 39]])
-    with torch.no_grad():
-        wanted = wrapped.eval()(ids).logits
-        torch.testing.assert_close(folded(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+    check_same_logits(tmp_path / "out", wrapped)
 
 
 @pytest.mark.parametrize(
