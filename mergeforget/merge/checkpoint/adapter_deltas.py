@@ -215,9 +215,10 @@ def with_new_tokens(model: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoin
         InputError: The adapters have different new rows, or not those of the embedding, the output
             layer and its bias.
     """
-    embedding, output, tied = embedding_of(model), output_of(model), is_tied(model)
-    if embedding is None:
+    embedding, output = embedding_of(model), output_of(model)
+    if embedding is None or not any(adapter.extras for adapter in adapters):
         return model
+    tied = is_tied(model)  # reads both matrices
     added: dict[str, Array] = {}
     owners: dict[str, str] = {}
     for adapter in adapters:
