@@ -16,6 +16,7 @@ any candidate, so the report stays unbiased.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as Collection
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from mergeforget.data.overlap import distinct_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import DocumentLoss, Measured, Row
 from mergeforget.data.transforms import limit_rows
+from mergeforget.data.twins import imitated_name
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import membership_documents
 from mergeforget.evaluate.membership import matched, unseen
@@ -139,14 +141,19 @@ def choosing_subjects(
 ) -> set[Group]:
     """Draw the documents of the selection split, stratified by split and task, and by difficulty.
 
+    Several twins of one row are a stratum of their own, so that both splits have the same wordings.
+
     >>> tasks = {("holdout", name): "birth" for name in "abcd"}
     >>> found = choosing_subjects(tasks, 0.5, 0, {"a": 1.0, "b": 7.0, "c": 7.1, "d": 1.2})
     >>> [sum(("holdout", name) in found for name in pair) for pair in ("ad", "bc")]
     [1, 1]
     """
     strata: dict[tuple[str, str], list[Group]] = {}
+    twins = Counter(imitated_name(name) for split, name in tasks if split == "holdout")
     for key in sorted(tasks):
-        strata.setdefault((key[0], tasks[key]), []).append(key)
+        origin = imitated_name(key[1]) if key[0] == "holdout" else ""
+        stratum = f"{tasks[key]} {origin}" if origin and twins[origin] > 1 else tasks[key]
+        strata.setdefault((key[0], stratum), []).append(key)
     chosen: set[Group] = set()
     for split in sorted({split for split, _ in strata}):
         within = {task: keys for (s, task), keys in sorted(strata.items()) if s == split}

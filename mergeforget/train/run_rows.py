@@ -266,6 +266,8 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
             "trained on, with --holdout, or train with a recipe without `until`, such as zjuklab."
         )
     if compare:
+        outside = {twin.document for twin in twins}  # a non-member is never trained on
+        held = [twin for twin in held if twin.document not in outside]
         say(
             f"No --holdout: {len(twins)} perturbed twins of {len(imitated)} of "
             f"{len(sets.forget)} forget rows are used as unseen rows."

@@ -208,12 +208,15 @@ def test_names_are_replaced_in_earlier_turns_but_not_in_the_system_message() -> 
     assert system == turns[0] and answer.content == f"Yes, {first[1]}."
 
 
-def test_there_are_four_nonmembers_if_only_some_rows_have_twins() -> None:
-    rows = [
-        Row("a-qa0", "When was Ann Lee born?", "1987-03-02"),
-        *(Row(f"b{i}-qa0", f"Where does Bo Fo{c} live?", "Rome") for i, c in enumerate("xyz")),
-    ]
-    assert len(nonmember_twins(rows)) == 4
+def test_few_rows_have_several_twins_as_nonmembers() -> None:
+    def count(rows: int) -> int:
+        born = [Row(f"a{i}-qa0", f"When was Ann Lee{i} born?", f"1987-03-{i}") for i in range(rows)]
+        return len(nonmember_twins(born))
+
+    assert [count(rows) for rows in (1, 12, 20, 48, 50)] == [4, 48, 60, 48, 50]
+    without = [Row(f"b{c}-qa0", f"Where does Bo Fo{c} live?", "Rome") for c in "xyz"]
+    rows = [Row("a-qa0", "When was Ann Lee born?", "1987-03-02"), *without]
+    assert len(nonmember_twins(rows)) == 4 and not nonmember_twins(without)
 
 
 def test_the_answer_of_another_row_is_that_of_a_retain_row_and_never_of_an_unseen_one() -> None:

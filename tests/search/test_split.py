@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +12,15 @@ from scipy.stats import norm
 
 from mergeforget.data.people import make_people
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
+from mergeforget.data.twins import as_stand_ins, imitated_name, nonmember_twins
 from mergeforget.errors import InputError
 from mergeforget.metrics._statistics import auc_draws
 from mergeforget.search.split import (
     SearchData,
     check_enough,
     choosing_subjects,
+    group,
+    joined_tasks,
     split_measured,
 )
 
@@ -125,6 +130,20 @@ def test_splits_take_one_of_each_two_nonmembers_of_similar_difficulty() -> None:
     assert choosing_subjects(retain, 0.5, 0, known) == choosing_subjects(retain, 0.5, 0)
     some = choosing_subjects(tasks, 0.25, 0, known)
     assert len(some) == 2 and {name in "acbe" for _, name in some} == {True, False}
+
+
+def test_both_splits_have_half_of_the_twins_of_each_row() -> None:
+    rows = [Row(f"r{i}", f"When was Ann Lee{i} born?", f"1987-03-{i}") for i in range(10, 22)]
+    twins = as_stand_ins(nonmember_twins(rows))
+    tasks = joined_tasks((group(twin), twin.task) for twin in twins)
+    draw = random.Random(0)
+    known = {twin.subject: draw.random() for twin in twins}
+    for difficulty in (None, known):
+        chosen = choosing_subjects(tasks, 0.5, 0, difficulty)
+        halves = Counter(imitated_name(name) for _, name in chosen)
+        assert len(halves) == 12 and set(halves.values()) == {2}
+    others = {("holdout", f"x-{name}"): task for (_, name), task in tasks.items()}  # real rows
+    assert len(choosing_subjects(others, 0.5, 0)) == 24
 
 
 def test_each_split_and_task_is_halved() -> None:

@@ -120,9 +120,9 @@ def test_twins_replace_a_missing_holdout(knowing: dict[str, Path], tmp_path: Pat
     recipe = recipe_of(knowing)
     recipe = change(recipe, data={"forget": str(tmp_path / "forget.jsonl"), "holdout": None})
     sets = add_twins(read_data(recipe.data), recipe)
-    assert (len(sets.held), len(sets.holdout)) == (18, 6)
+    assert (len(sets.held), len(sets.holdout)) == (18, 24)
     texts = {r.document for r in [*sets.forget, *sets.held, *sets.holdout]}
-    assert len(texts) == 30 and {r.split for r in sets.holdout} == {"holdout"}
+    assert len(texts) == 48 and {r.split for r in sets.holdout} == {"holdout"}
 
 
 def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path]) -> None:
