@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.api.measuring import evaluate
-from mergeforget.api.unlearn import unlearn
-from mergeforget.api.verdict import KEPT
+from mergeforget.api.unlearn import KEPT, unlearn
 from mergeforget.data.people import made_up, make_people
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Message, Row

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergeforget.api.delivery import REQUEST, revealed
 from mergeforget.api.job import Job
-from mergeforget.api.unlearn_request import request_of, run_of, trained
+from mergeforget.api.unlearn_pair import trained
+from mergeforget.api.unlearn_request import request_of, run_of
 
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row

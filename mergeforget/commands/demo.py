@@ -57,8 +57,7 @@ def command(
     """
     import shutil
 
-    from mergeforget.api.unlearn import unlearn
-    from mergeforget.api.verdict import answers_of
+    from mergeforget.api.unlearn import answers_of, unlearn
     from mergeforget.data.people import made_up
     from mergeforget.recipe import load_recipe
     from mergeforget.run import RUNS

@@ -83,7 +83,7 @@ def _forget_answers(run: Run) -> Any:
 
 
 def _compared(run: Run) -> Any:
-    from mergeforget.api.verdict import answers_of
+    from mergeforget.api.unlearn import answers_of
 
     (run.answers / "base.jsonl").write_text("")
     return answers_of(run, "over", {"forget": 3})

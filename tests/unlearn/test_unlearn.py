@@ -13,11 +13,8 @@ from unlearning import call
 
 from mergeforget.api.job import Job
 from mergeforget.api.unlearn import Unlearned, _is_attacked
-from mergeforget.api.unlearn_request import (
-    _repeated_twins,
-    request_of,
-    trained,
-)
+from mergeforget.api.unlearn_pair import _repeated_twins, trained
+from mergeforget.api.unlearn_request import request_of
 from mergeforget.attack.headline import run_verdict
 from mergeforget.data.readers import read_rows
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl

@@ -81,7 +81,7 @@ def test_own_forget_rows_need_no_approval(
     def stop(*_: Any) -> None:
         raise ReadError
 
-    monkeypatch.setattr("mergeforget.api.unlearn_request.check_rows", stop)
+    monkeypatch.setattr("mergeforget.api.unlearn_pair.check_rows", stop)
     with pytest.raises(ReadError):  # the data was read, and nobody was asked
         call(knowing, tmp_path / "run", retain=None, approve=lambda rows: pytest.fail("asked"))
 

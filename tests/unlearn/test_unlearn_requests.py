@@ -20,12 +20,8 @@ from mergeforget.api.delivery import (
 )
 from mergeforget.api.job import Job
 from mergeforget.api.unlearn import Unlearned, unlearn
-from mergeforget.api.unlearn_request import (
-    differences,
-    request_of,
-    run_of,
-    trained,
-)
+from mergeforget.api.unlearn_pair import trained
+from mergeforget.api.unlearn_request import differences, request_of, run_of
 from mergeforget.cli import main
 from mergeforget.errors import InputError, ResourceError, UsageError
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl

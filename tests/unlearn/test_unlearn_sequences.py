@@ -25,11 +25,8 @@ from mergeforget.api.delivery import (
 )
 from mergeforget.api.sequence import UnlearnedSequence
 from mergeforget.api.sequence_merge import joined
-from mergeforget.api.unlearn import Unlearned
-from mergeforget.api.unlearn_request import (
-    run_of,
-)
-from mergeforget.api.verdict import paragraph_of
+from mergeforget.api.unlearn import Unlearned, paragraph_of
+from mergeforget.api.unlearn_request import run_of
 from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, Row
