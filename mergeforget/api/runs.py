@@ -1,10 +1,10 @@
-"""Open a run, and analyze, report, compare, export, score and verify its results."""
+"""Open a run, and analyze, report, compare, export, upload, score and verify its results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from mergeforget.api.results import AnyRun, Scores, UnlearningRun, as_run, optional_path
 from mergeforget.errors import UsageError
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from mergeforget.analysis.findings import Finding
     from mergeforget.analysis.people import PersonRecord
     from mergeforget.analysis.verification import EvidenceCheck
-
-
-from collections.abc import Callable
-from typing import Any
 
 
 def load_run(run: AnyRun | None = None) -> UnlearningRun:
@@ -106,7 +102,6 @@ def export(
     from dataclasses import replace
 
     from mergeforget.analysis.export import export as write
-    from mergeforget.api.delivery import find_converter, push_folder, to_gguf
     from mergeforget.api.measuring import data_of
     from mergeforget.recipe import load_recipe
 
@@ -126,6 +121,86 @@ def export(
     if gguf:
         done = replace(done, gguf=str(to_gguf(folder, folder.with_name(f"{folder.name}.gguf"))))
     return replace(done, pushed=push_folder(folder, push)) if push else done
+
+
+def find_converter() -> Path:
+    """Return the path of llama.cpp's ``convert_hf_to_gguf.py``, in LLAMA_CPP or on PATH.
+
+    Raises:
+        ResourceError: It is not installed.
+    """
+    import os
+    import shutil
+
+    from mergeforget.errors import ResourceError
+
+    name = "convert_hf_to_gguf.py"
+    configured = Path(os.environ.get("LLAMA_CPP", "")) / name
+    if os.environ.get("LLAMA_CPP") and configured.is_file():
+        return configured
+    if on_path := shutil.which(name):
+        return Path(on_path)
+    raise ResourceError(
+        "--gguf needs llama.cpp's converter convert_hf_to_gguf.py, which was not found. Clone "
+        "llama.cpp and name its folder in LLAMA_CPP, or leave --gguf out."
+    )
+
+
+def to_gguf(model: Path, out: Path) -> Path:
+    """Convert an exported model to a GGUF file.
+
+    Raises:
+        ResourceError: The converter is not installed, or fails.
+    """
+    import subprocess
+    import sys
+
+    from mergeforget.errors import ResourceError
+
+    call = [sys.executable, str(find_converter()), str(model), "--outfile", str(out)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    if done.returncode or not out.is_file():
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise ResourceError(f"llama.cpp's converter failed on {model}: {last}")
+    return out
+
+
+def check_login(repository: str) -> None:
+    """Raise ResourceError if nobody is logged in on the Hub, before hours of work."""
+    from mergeforget.errors import ResourceError, reason_of
+
+    try:
+        from huggingface_hub import HfApi
+
+        HfApi().whoami()
+    except Exception as error:
+        raise ResourceError(
+            f"--push {repository} needs a login on the hub: {reason_of(error)} Check the "
+            "connection and log in with `hf auth login`, or leave --push out and use `mergeforget "
+            "export --push` later."
+        ) from error
+
+
+def push_folder(folder: Path, repository: str) -> str:
+    """Upload an exported folder to a model repository on the Hub; return its address.
+
+    Raises:
+        ResourceError: The hub refuses or cannot be reached.
+    """
+    from mergeforget.errors import ResourceError, reason_of
+
+    try:
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+        hub.create_repo(repository, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=str(folder)))
+    except Exception as error:
+        raise ResourceError(
+            f"{folder} was not uploaded to {repository}: {reason_of(error)} Check "
+            "the connection and the login (`hf auth login`), and repeat the same command; the rest "
+            "is done."
+        ) from error
 
 
 def analyze(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergeforget.api.data_checks import check_not_in
-from mergeforget.api.delivery import REQUEST, earlier_rows, folded_base, share_of
+from mergeforget.api.earlier import REQUEST, earlier_rows, folded_base, share_of
 from mergeforget.api.job import seconds_of
 from mergeforget.api.options import Settings
 from mergeforget.api.own_answers import own_answers

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeforget.api.delivery import REQUEST, revealed
+from mergeforget.api.earlier import REQUEST, revealed
 from mergeforget.api.job import Job
 from mergeforget.api.unlearn_pair import trained
 from mergeforget.api.unlearn_request import request_of, run_of

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergeforget.api.delivery import check_login, find_converter, push_folder, recheck, to_gguf
+from mergeforget.api.earlier import recheck
 from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
 from mergeforget.api.results import UnlearningRun, optional_path
+from mergeforget.api.runs import check_login, export, find_converter, push_folder, report, to_gguf
 from mergeforget.api.unlearn_data import Forget
 from mergeforget.api.unlearn_pair import trained
 from mergeforget.api.unlearn_request import request_of, run_of
@@ -57,8 +58,6 @@ class Unlearned:
 
     def export(self, out: str | Path | None = None, *, full: bool = False) -> Path:
         """Write the adapter, or with ``full`` the whole model, with tokenizer and model card."""
-        from mergeforget.api.runs import export
-
         return Path(export(self.run, candidate=self.chosen, full=full, out=out).folder)
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,7 +135,6 @@ def unlearn(
     """
     from mergeforget.analysis.verification import evidence_hash
     from mergeforget.api.attacking import attack
-    from mergeforget.api.runs import report
     from mergeforget.attack.driver import attack_names
     from mergeforget.attack.headline import keep_verdict
     from mergeforget.attack.target import NotApplicableError

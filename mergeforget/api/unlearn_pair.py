@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mergeforget.api.data_checks import check_rows, repeated_twins_note
-from mergeforget.api.delivery import REQUEST, earlier_rows, folded_base, warn_of_another_base
+from mergeforget.api.earlier import REQUEST, earlier_rows, folded_base, warn_of_another_base
 from mergeforget.api.options import Settings
 from mergeforget.api.own_answers import own_answers
 from mergeforget.api.training import assignments_of

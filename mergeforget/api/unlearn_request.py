@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeforget.api.delivery import REQUEST, start_of
+from mergeforget.api.earlier import REQUEST, start_of
 from mergeforget.api.options import Settings
 from mergeforget.api.training import assignments_of
 from mergeforget.api.unlearn_data import Forget

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from unlearning import answers
 
-from mergeforget.api.delivery import earlier_rows
+from mergeforget.api.earlier import earlier_rows
 from mergeforget.api.unlearn_data import RequestReader, read_request
 from mergeforget.api.unlearn_request import facts_of
 from mergeforget.data.schema import Row

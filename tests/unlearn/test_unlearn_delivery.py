@@ -11,9 +11,7 @@ from click.testing import CliRunner
 from unlearning import SMALL, call
 
 import mergeforget as mf
-from mergeforget.api.delivery import (
-    find_converter,
-)
+from mergeforget.api.runs import find_converter
 from mergeforget.api.unlearn import Unlearned
 from mergeforget.cli import main
 from mergeforget.data.schema import Row

@@ -15,7 +15,7 @@ from unlearning import SMALL, call
 
 import mergeforget as mf
 from mergeforget.adapter import read_adapter
-from mergeforget.api.delivery import (
+from mergeforget.api.earlier import (
     folded_base,
 )
 from mergeforget.api.job import Job

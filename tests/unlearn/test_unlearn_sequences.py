@@ -17,7 +17,7 @@ from memorising import people
 from unlearning import call
 
 import mergeforget as mf
-from mergeforget.api.delivery import (
+from mergeforget.api.earlier import (
     folded_base,
     revealed,
     share_of,

@@ -1,4 +1,4 @@
-"""Steps before and after an unlearning job: merged bases, earlier requests, GGUF, upload."""
+"""Earlier results: the base that a request starts from, and the rows that it tests again."""
 
 from __future__ import annotations
 
@@ -251,83 +251,3 @@ def share_of(
     leaks = sum(is_leaked(one, patterns) or one.row.id in repeated for one in asked)
     beyond = at_least(leaks, len(asked), chance_of(asked, patterns)) < RARE
     return EarlierAnswers(leaks / len(asked), len(asked), beyond)
-
-
-def find_converter() -> Path:
-    """Return the path of llama.cpp's ``convert_hf_to_gguf.py``, in LLAMA_CPP or on PATH.
-
-    Raises:
-        ResourceError: It is not installed.
-    """
-    import os
-    import shutil
-
-    from mergeforget.errors import ResourceError
-
-    name = "convert_hf_to_gguf.py"
-    configured = Path(os.environ.get("LLAMA_CPP", "")) / name
-    if os.environ.get("LLAMA_CPP") and configured.is_file():
-        return configured
-    if on_path := shutil.which(name):
-        return Path(on_path)
-    raise ResourceError(
-        "--gguf needs llama.cpp's converter convert_hf_to_gguf.py, which was not found. Clone "
-        "llama.cpp and name its folder in LLAMA_CPP, or leave --gguf out."
-    )
-
-
-def to_gguf(model: Path, out: Path) -> Path:
-    """Convert an exported model to a GGUF file.
-
-    Raises:
-        ResourceError: The converter is not installed, or fails.
-    """
-    import subprocess
-    import sys
-
-    from mergeforget.errors import ResourceError
-
-    call = [sys.executable, str(find_converter()), str(model), "--outfile", str(out)]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    if done.returncode or not out.is_file():
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise ResourceError(f"llama.cpp's converter failed on {model}: {last}")
-    return out
-
-
-def check_login(repository: str) -> None:
-    """Raise ResourceError if nobody is logged in on the Hub, before hours of work."""
-    from mergeforget.errors import ResourceError, reason_of
-
-    try:
-        from huggingface_hub import HfApi
-
-        HfApi().whoami()
-    except Exception as error:
-        raise ResourceError(
-            f"--push {repository} needs a login on the hub: {reason_of(error)} Check the "
-            "connection and log in with `hf auth login`, or leave --push out and use `mergeforget "
-            "export --push` later."
-        ) from error
-
-
-def push_folder(folder: Path, repository: str) -> str:
-    """Upload an exported folder to a model repository on the Hub; return its address.
-
-    Raises:
-        ResourceError: The hub refuses or cannot be reached.
-    """
-    from mergeforget.errors import ResourceError, reason_of
-
-    try:
-        from huggingface_hub import HfApi
-
-        hub = HfApi()
-        hub.create_repo(repository, exist_ok=True)
-        return str(hub.upload_folder(repo_id=repository, folder_path=str(folder)))
-    except Exception as error:
-        raise ResourceError(
-            f"{folder} was not uploaded to {repository}: {reason_of(error)} Check "
-            "the connection and the login (`hf auth login`), and repeat the same command; the rest "
-            "is done."
-        ) from error
