@@ -56,7 +56,6 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     from mergeforget.evaluate.self_check import safe_modes
     from mergeforget.models import load_model
     from mergeforget.outputs import ANSWER
-    from mergeforget.train.fit import REPEATED
     from mergeforget.train.nlls import auc_of, read_nlls
 
     loaded = load_model(recipe.model)
@@ -71,26 +70,14 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     nll, exact = read_nlls(loaded.model, forget)
     unseen_nll, repeated = read_nlls(loaded.model, unseen) if unseen else (None, None)
     auc = auc_of(nll, unseen_nll) if unseen_nll is not None else None
-    notes = []
     control = request["control"]
-    unseen_data = request["memorise"] or control == request["model"]
-    if control and not unseen_data:
+    never_trained = request["memorise"] or control == request["model"]
+    auc_of_control = auc if never_trained else None
+    if control and not never_trained:
         auc_of_control = control_auc(recipe, control, rows.forget, outside)
-    else:
-        auc_of_control = auc if unseen_data else None
-    if rows.twins and auc_of_control is not None:
-        fair = abs(auc_of_control - 0.5) <= FAIR
-        how = "as likely as" if fair else "not as likely as"
-        notes.append(f"Control of the twins: under a model that never saw the data, they are {how} "
-                     f"the forget rows (AUC {auc_of_control:.2f}).")  # fmt: skip
-    else:
-        fair = not rows.twins
-        if auc_of_control is not None and abs(auc_of_control - 0.5) > FAIR:
-            notes.append(unfair_holdout_note(auc_of_control))
-    if rows.twins and repeated is not None and (share := float(repeated.float().mean())) > REPEATED:
-        fair = False
-        notes.append(repeated_twins_note(share))
-    if not unseen_data and auc is not None and auc < 0.6 and not exact.any():
+    share = 0.0 if repeated is None else float(repeated.float().mean())
+    fair, notes = _fairness(rows, auc_of_control, share)
+    if not never_trained and auc is not None and auc < 0.6 and not exact.any():
         notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
                      f"{len(forget)} answers is repeated.")  # fmt: skip
     if len({row.subject for row in rows.forget}) == 1 < len(rows.forget):
@@ -103,6 +90,35 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
         say(note)
     return {"answer_tokens": max(lengths), "expected": expected, "notes": notes,
             "membership": "measurable" if fair else "not measurable"}  # fmt: skip
+
+
+def _fairness(
+    rows: RequestRows, auc_of_control: float | None, repeated: float
+) -> tuple[bool, list[str]]:
+    """Return whether membership can be measured with the non-members, and notes on them.
+
+    Args:
+        auc_of_control: AUC of the forget rows under a model that never saw the data; None if there
+            is no such model.
+        repeated: Share of the answers to non-members that the base repeats.
+    """
+    from mergeforget.train.fit import REPEATED
+
+    notes: list[str] = []
+    fair = not rows.twins
+    if auc_of_control is not None:
+        alike = abs(auc_of_control - 0.5) <= FAIR
+        if rows.twins:
+            fair = alike
+            how = "as likely as" if fair else "not as likely as"
+            notes.append("Control of the twins: under a model that never saw the data, they are "
+                         f"{how} the forget rows (AUC {auc_of_control:.2f}).")  # fmt: skip
+        elif not alike:
+            notes.append(unfair_holdout_note(auc_of_control))
+    if rows.twins and repeated > REPEATED:
+        fair = False
+        notes.append(repeated_twins_note(repeated))
+    return fair, notes
 
 
 def control_auc(
