@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mergeforget.api.unlearn_data import RequestRows
     from mergeforget.data.schema import Row
+    from mergeforget.data.tokens import Encoded
     from mergeforget.recipe import Recipe
 
+LIKELIHOODS = 64  # rows of each set whose likelihood is measured
 FAIR = 0.15  # maximum distance from 0.5 of the AUC of twins under a model without the data
 
 
@@ -44,15 +46,14 @@ def check_not_in(forget: Sequence[Row], others: Sequence[Row], name: str) -> Non
 def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
     """Measure whether the base knows the forget rows, its speed, and whether twins are fair.
 
+    Without a holdout set, perturbed twins become ``rows.holdout`` if enough rows have one.
+
     Returns:
         ``answer_tokens``, the length of the longest answer; ``expected``, the seconds of each stage
         and attack; ``notes``; and ``membership``, ``measurable`` or ``not measurable``.
     """
     from mergeforget.api.job import expected_seconds, seconds_per_row
     from mergeforget.console import say
-    from mergeforget.data.templating import template_of
-    from mergeforget.data.tokens import encode_rows
-    from mergeforget.data.twins import nonmember_twins
     from mergeforget.evaluate.self_check import safe_modes
     from mergeforget.models import load_model
     from mergeforget.outputs import ANSWER
@@ -60,36 +61,93 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
 
     loaded = load_model(recipe.model)
     safe_modes(loaded.model)  # refuses masked language models
-    template = template_of(loaded.tokenizer, recipe.data)
-    outside = rows.holdout or nonmember_twins(rows.forget, corpus=rows.retain, seed=1)
-
-    def encoded(rows: Sequence[Any]) -> Any:
-        return encode_rows(loaded.tokenizer, rows, max_length=256, template=template)
-
-    forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
+    control = request["control"]
+    never_trained = request["memorise"] or control == request["model"]
+    untouched = loaded if never_trained else None
+    if control and not never_trained:
+        untouched = load_model(recipe.model.model_copy(update={"name": control}))
+    notes = _add_twins(recipe, rows, untouched) if rows.twins else []
+    forget, unseen = (
+        _encoded(recipe, loaded, some[:LIKELIHOODS]) for some in (rows.forget, rows.holdout)
+    )
     nll, exact = read_nlls(loaded.model, forget)
     unseen_nll, repeated = read_nlls(loaded.model, unseen) if unseen else (None, None)
     auc = auc_of(nll, unseen_nll) if unseen_nll is not None else None
-    control = request["control"]
-    never_trained = request["memorise"] or control == request["model"]
-    auc_of_control = auc if never_trained else None
-    if control and not never_trained:
-        auc_of_control = control_auc(recipe, control, rows.forget, outside)
+    auc_of_control = auc
+    if untouched is not loaded:
+        auc_of_control = _auc(recipe, untouched, rows) if untouched else None
     share = 0.0 if repeated is None else float(repeated.float().mean())
-    fair, notes = _fairness(rows, auc_of_control, share)
+    fair, more = _fairness(rows, auc_of_control, share)
+    notes += more
     if not never_trained and auc is not None and auc < 0.6 and not exact.any():
         notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
                      f"{len(forget)} answers is repeated.")  # fmt: skip
     if len({row.subject for row in rows.forget}) == 1 < len(rows.forget):
         notes.append("All forget rows are about one subject: intervals count it as one document, "
                      "and its membership says nothing about other people.")  # fmt: skip
-    lengths = [one.kinds.count(ANSWER) for one in encoded([*rows.forget, *rows.retain])]
+    answers = _encoded(recipe, loaded, [*rows.forget, *rows.retain])
+    lengths = [one.kinds.count(ANSWER) for one in answers]
     pace = seconds_per_row(loaded.model, forget)
     expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)
     for note in notes:
         say(note)
     return {"answer_tokens": max(lengths), "expected": expected, "notes": notes,
             "membership": "measurable" if fair else "not measurable"}  # fmt: skip
+
+
+def _encoded(recipe: Recipe, loaded: Any, rows: Sequence[Row]) -> list[Encoded]:
+    from mergeforget.data.templating import template_of
+    from mergeforget.data.tokens import encode_rows
+
+    template = template_of(loaded.tokenizer, recipe.data)
+    return encode_rows(loaded.tokenizer, rows, max_length=256, template=template)
+
+
+def _add_twins(recipe: Recipe, rows: RequestRows, untouched: Any) -> list[str]:
+    """Make perturbed twins the holdout set if enough rows have one; return a note on them.
+
+    Args:
+        untouched: A model that never saw the data, which finds the twins about as likely as the
+            forget rows; or None.
+    """
+    from mergeforget.data.twins import (
+        as_stand_ins,
+        closest_twins,
+        enough,
+        nonmember_twins,
+        stand_in_note,
+    )
+    from mergeforget.train.nlls import read_nlls
+
+    def nlls_of(some: Sequence[Row]) -> list[float]:
+        encoded = _encoded(recipe, untouched, some)
+        parts: dict[int, list[float]] = {place: [] for place in range(len(some))}
+        for one, nll in zip(encoded, read_nlls(untouched.model, encoded)[0].tolist(), strict=True):
+            parts[one.row].append(nll)
+        return [sum(nlls) / len(nlls) for nlls in parts.values()]
+
+    seed = recipe.data.seed + 1
+    if untouched is None:
+        twins = nonmember_twins(rows.forget, corpus=rows.retain, seed=seed)
+    else:
+        twins = closest_twins(rows.forget, nlls_of, corpus=rows.retain, seed=seed)
+    if not enough(twins, rows.forget):
+        return []  # the training states what is missing
+    rows.holdout = as_stand_ins(twins)
+    return [stand_in_note(twins, rows.forget)]
+
+
+def _auc(recipe: Recipe, loaded: Any, rows: RequestRows) -> float | None:
+    """Return the AUC of the forget rows against the holdout under a model; None without any."""
+    from mergeforget.train.nlls import auc_of, read_nlls
+
+    if not rows.holdout:
+        return None
+    members, nonmembers = (
+        read_nlls(loaded.model, _encoded(recipe, loaded, some[:LIKELIHOODS]))[0]
+        for some in (rows.forget, rows.holdout)
+    )
+    return auc_of(members, nonmembers)
 
 
 def _fairness(
@@ -119,33 +177,6 @@ def _fairness(
         fair = False
         notes.append(repeated_twins_note(repeated))
     return fair, notes
-
-
-def control_auc(
-    recipe: Recipe, model: str, forget: Sequence[Row], others: Sequence[Row]
-) -> float | None:
-    """Return the AUC of forget rows against others under a model; None without others.
-
-    Args:
-        model: Hub id or folder.
-    """
-    from mergeforget.data.templating import template_of
-    from mergeforget.data.tokens import encode_rows
-    from mergeforget.models import load_model
-    from mergeforget.train.nlls import auc_of, read_nlls
-
-    if not others:
-        return None
-    loaded = load_model(recipe.model.model_copy(update={"name": model}))
-    template = template_of(loaded.tokenizer, recipe.data)
-    members, nonmembers = (
-        read_nlls(
-            loaded.model,
-            encode_rows(loaded.tokenizer, rows[:64], max_length=256, template=template),
-        )[0]
-        for rows in (forget, others)
-    )
-    return auc_of(members, nonmembers)
 
 
 def unfair_holdout_note(auc: float) -> str:

@@ -113,12 +113,12 @@ def _prepare(
         rows = read_request(*sources, ask, turns, chosen.data.columns, earlier_rows(request))
         if rows.generated and not approve(rows.generated):
             raise UsageError("The generated rows were not approved; nothing was trained.")
+        facts = check_rows(chosen, rows, request)
         for split in ("forget", "retain", "holdout"):
             own, path = renamed(getattr(rows, split), split), folder / f"{split}.jsonl"
             path.unlink(missing_ok=True)  # of an earlier call that failed
             if own:
                 write_jsonl(path, [row.to_dict() for row in own])
-        facts = check_rows(chosen, rows, request)
         write_json(run.root / REQUEST, request)
         write_json(notes_file, {"notes": rows.notes + facts.pop("notes"), **facts})
     stored_notes = read_json_object(notes_file)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
+from math import inf, isfinite
 
 from mergeforget.data.names import (
     LETTERS,
@@ -33,6 +34,8 @@ STAND_IN = "b-"  # prefix of the ids of twins that serve as holdout rows
 LONG, CHANGED = 20, 0.1  # words of a passage, and least share of them that a twin replaces
 NONMEMBERS = 48  # twins that serve as non-members, 24 per split, if MOST per row are as many
 MOST = 4
+CANDIDATES = 16  # twins of each row, of which the nearest are taken; fewer if ROWS is less in all
+ROWS = 384
 
 
 def make_twins(
@@ -114,6 +117,50 @@ def nonmember_twins(rows: Sequence[Row], *, corpus: Sequence[Row] = (), seed: in
     return make_twins(rows, corpus=corpus, per_row=per_row, seed=seed)
 
 
+def closest_twins(
+    rows: Sequence[Row],
+    nlls: Callable[[Sequence[Row]], Sequence[float]],
+    *,
+    corpus: Sequence[Row] = (),
+    seed: int = 0,
+) -> list[Row]:
+    """Generate twins that a model without the data finds about as likely as their rows.
+
+    A made-up name may be likelier than the one it replaces, and such a model then has an AUC other
+    than 0.5. Of up to 16 twins of each subject, those are taken whose mean NLL is nearest to that
+    of the subject's rows; as many as ``nonmember_twins`` takes.
+
+    Args:
+        nlls: Returns the NLL of rows under a model that never saw the data, in nats per token; NaN
+            if it has none.
+
+    Other arguments and return value as in ``make_twins``.
+
+    >>> row = Row("a-qa0", "When was Ann Lee born?", "1987-03-02")
+    >>> def years(rows):  # the later, the less likely
+    ...     return [float(row.output[:4]) for row in rows]
+    >>> near, far = closest_twins([row], years), make_twins([row], per_row=16)
+    >>> max(abs(n - 1987) for n in years(near)) < max(abs(n - 1987) for n in years(far))
+    True
+    """
+    per_row = min(CANDIDATES, max(MOST, ROWS // max(1, len(rows))))
+    twins = make_twins(rows, corpus=corpus, per_row=per_row, seed=seed)
+    origin = {row.id: row for row in rows}
+    own = dict(zip(origin, nlls(rows), strict=True))
+    gaps: dict[str, dict[str, list[float]]] = {}  # by subject and twin of it
+    for twin, nll in zip(twins, nlls(twins) if twins else (), strict=True):
+        row = origin[origin_of(twin)]
+        gap = nll - own[row.id]
+        gaps.setdefault(row.subject, {}).setdefault(twin.subject, []).append(gap)
+    wanted = min(MOST, -(-NONMEMBERS // max(1, len({origin_of(twin) for twin in twins}))))
+    near: set[str] = set()
+    for of_subject in gaps.values():
+        mean = {twin: sum(values) / len(values) for twin, values in of_subject.items()}
+        order = sorted(mean, key=lambda twin: abs(mean[twin]) if isfinite(mean[twin]) else inf)
+        near.update(order[:wanted])
+    return [twin for twin in twins if twin.subject in near]
+
+
 def stands_in(row: Row) -> bool:
     """Return whether a row of the holdout set is a twin of a forget row, for lack of real rows."""
     return row.id.startswith(STAND_IN) and bool(origin_of(replace(row, id=row.id[len(STAND_IN) :])))
@@ -135,6 +182,20 @@ def as_stand_ins(twins: Sequence[Row]) -> list[Row]:
         replace(t, id=f"{STAND_IN}{t.id}", subject=f"{STAND_IN}{t.subject}", split="holdout")
         for t in twins
     ]
+
+
+def enough(twins: Sequence[Row], rows: Sequence[Row]) -> bool:
+    """Return whether at least half of the rows have a twin, so that twins can be non-members."""
+    return len({origin_of(twin) for twin in twins}) >= max(1, len(rows) // 2)
+
+
+def stand_in_note(twins: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Return a sentence on the twins that serve as non-members."""
+    imitated = len({origin_of(twin) for twin in twins})
+    return (
+        f"No --holdout: {len(twins)} perturbed twins of {imitated} of {len(rows)} forget rows are "
+        "used as unseen rows."
+    )
 
 
 def origin_of(twin: Row) -> str:

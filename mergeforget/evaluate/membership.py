@@ -23,7 +23,8 @@ from mergeforget.evaluate.batching import in_batches
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.models import check_resident
 
-RATIO = 2  # maximum number of non-members per member
+RATIO = 2  # maximum number of non-members per member, if there are at least FEW / RATIO members
+FEW = 48  # non-members that are drawn for fewer members
 
 
 def matched(
@@ -73,17 +74,19 @@ def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> li
     """Draw non-members with the same shares of tasks as the members.
 
     A different mixture of tasks would distinguish members from non-members by itself. Draws up to
-    twice as many non-members as members, because the noise of the AUC is that of the smaller group:
-    as many times as every task has, up to rounding. Of a task with fewer non-members than members,
-    all are used. Whole documents are drawn within each task. If no task is shared, tasks are
+    twice as many non-members as members, because the noise of the AUC is that of the smaller group,
+    or up to 48 for few members, which are all that is to be forgotten and no sample. The ratio is
+    that which every task has, up to rounding. Of a task with fewer non-members than members, all
+    are used. Whole documents are drawn within each task. If no task is shared, tasks are
     ignored.
     """
     wanted = Counter(row.task for row in members)
     there = Counter(row.task for row in outside)
+    most = max(RATIO, FEW / max(1, len(members)))
     if not wanted.keys() & there.keys():
-        return _draw(outside, RATIO * len(members), seed)
+        return _draw(outside, int(most * len(members) + 1e-9), seed)
     plenty = min(there[task] / n for task, n in wanted.items() if there[task])
-    ratio = min(RATIO, max(1.0, plenty))
+    ratio = min(most, max(1.0, plenty))
     drawn = {
         row.id
         for task, n in sorted(wanted.items())

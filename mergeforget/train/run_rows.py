@@ -16,7 +16,14 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import Encoded, check_token_ids
 from mergeforget.data.transforms import limit_rows
-from mergeforget.data.twins import as_stand_ins, make_twins, nonmember_twins
+from mergeforget.data.twins import (
+    as_stand_ins,
+    enough,
+    make_twins,
+    nonmember_twins,
+    origin_of,
+    stand_in_note,
+)
 from mergeforget.distributed import on_main, sharded
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.membership import unseen
@@ -249,17 +256,16 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
     seed = recipe.data.seed
     held = make_twins(sets.forget, corpus=corpus, per_row=TWINS, seed=seed)
     twins = nonmember_twins(sets.forget, corpus=corpus, seed=seed + 1)
-    imitated = {twin.id.partition(":")[2] for twin in twins}
-    sufficient = len(imitated) >= max(1, len(sets.forget) // 2)
-    if not sufficient and not compare:
+    imitated = len({origin_of(twin) for twin in twins})
+    if not enough(twins, sets.forget) and not compare:
         say(
-            f"Only {len(imitated)} of {len(sets.forget)} forget rows have a perturbed twin: half "
+            f"Only {imitated} of {len(sets.forget)} forget rows have a perturbed twin: half "
             "of the unseen rows of the selection split are used as `held` instead of twins."
         )
         return sets
-    if not sufficient:
+    if not enough(twins, sets.forget):
         raise InputError(
-            f"Only {len(imitated)} of {len(sets.forget)} forget rows have a perturbed twin, too "
+            f"Only {imitated} of {len(sets.forget)} forget rows have a perturbed twin, too "
             "few to serve as unseen rows. A twin needs a name or a number in the prompt, and "
             "either another one in the answer or a row with the same question and another answer; "
             "names are found by their upper-case first letter. Give rows of the same kind, never "
@@ -268,10 +274,7 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
     if compare:
         outside = {twin.document for twin in twins}  # a non-member is never trained on
         held = [twin for twin in held if twin.document not in outside]
-        say(
-            f"No --holdout: {len(twins)} perturbed twins of {len(imitated)} of "
-            f"{len(sets.forget)} forget rows are used as unseen rows."
-        )
+        say(stand_in_note(twins, sets.forget))
     return replace(
         sets,
         held=held if needs_held else [],

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import random
 import re
+import statistics
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from ipaddress import ip_address
@@ -12,7 +17,7 @@ import pytest
 
 from mergeforget.data.names import names_in
 from mergeforget.data.schema import Message, Row
-from mergeforget.data.twins import make_twins, nonmember_twins, origin_of
+from mergeforget.data.twins import closest_twins, make_twins, nonmember_twins, origin_of
 
 SSN = [Row(f"p{i}qa1", f"What is the number of Ann Le{c}?", f"900-1{i}-23{i}4")
        for i, c in enumerate("abcd")]  # fmt: skip
@@ -217,6 +222,27 @@ def test_few_rows_have_several_twins_as_nonmembers() -> None:
     without = [Row(f"b{c}-qa0", f"Where does Bo Fo{c} live?", "Rome") for c in "xyz"]
     rows = [Row("a-qa0", "When was Ann Lee born?", "1987-03-02"), *without]
     assert len(nonmember_twins(rows)) == 4 and not nonmember_twins(without)
+
+
+def test_twins_that_a_control_finds_as_likely_as_their_rows_are_taken_by_subject() -> None:
+    asked = ("Which number has", "Who knows")
+    rows = [Row(f"p{i}-qa{q}", f"{ask} Ann Lee{'abcdef'[i]}?", f"{i}{q}3-5550", subject=f"p{i}")
+            for i in range(6) for q, ask in enumerate(asked)]  # fmt: skip
+    draw = random.Random(0)
+    known = {row.id: 8.0 for row in rows}  # harder than nearly every twin
+
+    def nlls(some: Sequence[Row]) -> list[float]:
+        return [known.setdefault(row.id, draw.gauss(5, 1.5)) for row in some]
+
+    twins = closest_twins(rows, nlls)
+    assert len(twins) == 48 and max(Counter(map(origin_of, twins)).values()) == 4
+    assert set(Counter(twin.subject for twin in twins).values()) == {2}  # both questions
+    everything = make_twins(rows, per_row=16)
+    means = [statistics.mean(nlls(some)) for some in (twins, everything)]
+    assert 8 > means[0] > means[1] + 0.8
+    unknown = closest_twins(rows, lambda some: [math.nan] * len(some))
+    assert unknown == make_twins(rows, per_row=4)
+    assert closest_twins(rows[:0], nlls) == []
 
 
 def test_the_answer_of_another_row_is_that_of_a_retain_row_and_never_of_an_unseen_one() -> None:

@@ -262,9 +262,10 @@ def test_non_members_are_as_many_per_member_as_every_task_has() -> None:
         return dict(Counter(r.task for r in match_tasks(rows(**members), rows(**outside), 0)))
 
     assert drawn({"a": 6, "b": 4}, {"a": 10, "b": 10}) == {"a": 10, "b": 6}  # 5/3 per member
-    assert drawn({"a": 6, "b": 4}, {"a": 30, "b": 30}) == {"a": 12, "b": 8}  # at most 2
+    assert drawn({"a": 30, "b": 20}, {"a": 150, "b": 150}) == {"a": 60, "b": 40}  # at most 2
+    assert drawn({"a": 6, "b": 4}, {"a": 30, "b": 30}) == {"a": 28, "b": 19}  # or up to 48
     assert drawn({"a": 6, "b": 4}, {"a": 3, "b": 10}) == {"a": 3, "b": 4}  # all of a
-    assert drawn({"a": 6}, {"b": 30}) == {"b": 12}  # no task is shared
+    assert drawn({"a": 6}, {"b": 60}) == {"b": 48}  # no task is shared
 
 
 def test_non_members_exclude_people_in_the_training_data(

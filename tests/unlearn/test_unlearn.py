@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from conftest import build_model
 from unlearning import call
 
 from mergeforget.api.job import Job
@@ -17,6 +18,7 @@ from mergeforget.api.unlearn_pair import _repeated_twins, trained
 from mergeforget.api.unlearn_request import request_of
 from mergeforget.attack.headline import run_verdict
 from mergeforget.data.readers import read_rows
+from mergeforget.data.twins import as_stand_ins, nonmember_twins, stands_in
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run
@@ -253,3 +255,29 @@ def test_a_holdout_of_another_difficulty_for_the_control_is_named(
     (note,) = [n for n in read_json(run.root / "notes.json")["notes"] if "the holdout" in n]
     assert f"finds its rows {word} likely than the forget rows" in note
     assert read_json(run.root / "notes.json")["membership"] == "measurable"
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+def test_without_a_holdout_twins_that_a_control_finds_as_likely_are_the_unseen_rows(
+    knowing: dict[str, Path], tmp_path: Path, tiny_tokenizer: Any, controlled: bool
+) -> None:
+    control = str(tmp_path / "untouched") if controlled else None
+    for part in (build_model(), tiny_tokenizer):
+        part.save_pretrained(tmp_path / "untouched")
+    asked = request_of(
+        str(knowing["model"]), forget=knowing["forget"], retain=knowing["retain"], holdout=None,
+        recipe="level", memorise=False, control=control, adapter=None, after=None, template=None,
+        system_prompt=None, turns=None, settings=(),
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    recipe, notes = trained(asked, Job(run, None), make_pair=lambda recipe, run: None)
+    forget = read_rows(Path(str(recipe.data.forget)))
+    twins = read_rows(Path(str(recipe.data.holdout)))
+    assert all(map(stands_in, twins)) and len(twins) == 4 * len(forget)
+    seed = recipe.data.seed + 1
+    kept = read_rows(Path(str(recipe.data.retain)))
+    usual = as_stand_ins(nonmember_twins(forget, corpus=kept, seed=seed))
+    assert ([twin.id for twin in twins] == [twin.id for twin in usual]) != controlled
+    assert any("perturbed twins of" in note for note in notes)
+    membership = read_json(run.root / "notes.json")["membership"]
+    assert membership == ("measurable" if controlled else "not measurable")
