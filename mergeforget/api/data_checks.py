@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     untouched = loaded if never_trained else None
     if control and not never_trained:
         untouched = load_model(recipe.model.model_copy(update={"name": control}))
-    notes = _add_twins(recipe, rows, untouched) if rows.twins else []
+    notes = _add_twins(recipe, rows, loaded, untouched)
     forget, unseen = (
         _encoded(recipe, loaded, some[:LIKELIHOODS]) for some in (rows.forget, rows.holdout)
     )
@@ -103,12 +104,12 @@ def _encoded(recipe: Recipe, loaded: Any, rows: Sequence[Row]) -> list[Encoded]:
     return encode_rows(loaded.tokenizer, rows, max_length=256, template=template)
 
 
-def _add_twins(recipe: Recipe, rows: RequestRows, untouched: Any) -> list[str]:
-    """Make perturbed twins the holdout set if enough rows have one; return a note on them.
+def _add_twins(recipe: Recipe, rows: RequestRows, base: Any, untouched: Any) -> list[str]:
+    """Make perturbed twins the holdout set, or add some to a small one; return a note on them.
 
     Args:
-        untouched: A model that never saw the data, which finds the twins about as likely as the
-            forget rows; or None.
+        base: The model of the request, which never saw the holdout set.
+        untouched: A model that never saw the forget rows; or None.
     """
     from mergeforget.data.twins import (
         as_stand_ins,
@@ -116,25 +117,38 @@ def _add_twins(recipe: Recipe, rows: RequestRows, untouched: Any) -> list[str]:
         enough,
         nonmember_twins,
         stand_in_note,
+        twins_of_unseen,
     )
-    from mergeforget.train.nlls import read_nlls
-
-    def nlls_of(some: Sequence[Row]) -> list[float]:
-        encoded = _encoded(recipe, untouched, some)
-        parts: dict[int, list[float]] = {place: [] for place in range(len(some))}
-        for one, nll in zip(encoded, read_nlls(untouched.model, encoded)[0].tolist(), strict=True):
-            parts[one.row].append(nll)
-        return [sum(nlls) / len(nlls) for nlls in parts.values()]
 
     seed = recipe.data.seed + 1
+    if not rows.twins:
+        more = twins_of_unseen(
+            rows.holdout, partial(_nlls, recipe, base), trained=[*rows.forget, *rows.retain],
+            seed=seed,
+        )  # fmt: skip
+        few, rows.holdout = len(rows.holdout), [*rows.holdout, *more]
+        return [f"Only {few} holdout rows: {len(more)} perturbed twins of them, about as likely "
+                "under the model, are further unseen rows."] if more else []  # fmt: skip
     if untouched is None:
         twins = nonmember_twins(rows.forget, corpus=rows.retain, seed=seed)
     else:
-        twins = closest_twins(rows.forget, nlls_of, corpus=rows.retain, seed=seed)
+        nlls = partial(_nlls, recipe, untouched)
+        twins = closest_twins(rows.forget, nlls, corpus=rows.retain, seed=seed)
     if not enough(twins, rows.forget):
         return []  # the training states what is missing
     rows.holdout = as_stand_ins(twins)
     return [stand_in_note(twins, rows.forget)]
+
+
+def _nlls(recipe: Recipe, loaded: Any, rows: Sequence[Row]) -> list[float]:
+    """Return the NLL of each row under a model, the mean over the parts of a long one."""
+    from mergeforget.train.nlls import read_nlls
+
+    encoded = _encoded(recipe, loaded, rows)
+    parts: dict[int, list[float]] = {place: [] for place in range(len(rows))}
+    for one, nll in zip(encoded, read_nlls(loaded.model, encoded)[0].tolist(), strict=True):
+        parts[one.row].append(nll)
+    return [sum(nlls) / len(nlls) for nlls in parts.values()]
 
 
 def _auc(recipe: Recipe, loaded: Any, rows: RequestRows) -> float | None:

@@ -122,6 +122,7 @@ def closest_twins(
     nlls: Callable[[Sequence[Row]], Sequence[float]],
     *,
     corpus: Sequence[Row] = (),
+    most: int = MOST,
     seed: int = 0,
 ) -> list[Row]:
     """Generate twins that a model without the data finds about as likely as their rows.
@@ -133,6 +134,7 @@ def closest_twins(
     Args:
         nlls: Returns the NLL of rows under a model that never saw the data, in nats per token; NaN
             if it has none.
+        most: Maximum number of twins per row.
 
     Other arguments and return value as in ``make_twins``.
 
@@ -152,13 +154,48 @@ def closest_twins(
         row = origin[origin_of(twin)]
         gap = nll - own[row.id]
         gaps.setdefault(row.subject, {}).setdefault(twin.subject, []).append(gap)
-    wanted = min(MOST, -(-NONMEMBERS // max(1, len({origin_of(twin) for twin in twins}))))
+    wanted = min(most, -(-NONMEMBERS // max(1, len({origin_of(twin) for twin in twins}))))
     near: set[str] = set()
     for of_subject in gaps.values():
         mean = {twin: sum(values) / len(values) for twin, values in of_subject.items()}
         order = sorted(mean, key=lambda twin: abs(mean[twin]) if isfinite(mean[twin]) else inf)
         near.update(order[:wanted])
     return [twin for twin in twins if twin.subject in near]
+
+
+def twins_of_unseen(
+    holdout: Sequence[Row],
+    nlls: Callable[[Sequence[Row]], Sequence[float]],
+    *,
+    trained: Sequence[Row] = (),
+    seed: int = 0,
+) -> list[Row]:
+    """Generate further non-members if there are few: twins of the holdout rows, up to 48 in all.
+
+    A twin has the subject of its row, so that both are in the same split and count as one document.
+    The arguments are those of ``closest_twins``.
+
+    Args:
+        nlls: Returns the NLL under a model that did not see ``holdout``, such as the base.
+        trained: Rows that no twin may equal, and whose answers no twin has.
+
+    >>> row = Row("a-qa0", "When was Ann Lee born?", "1987-03-02", split="holdout")
+    >>> twins = twins_of_unseen([row], lambda rows: [0.0] * len(rows))
+    >>> len(twins), {twin.subject for twin in twins} == {row.subject}
+    (4, True)
+    """
+    most = min(MOST, NONMEMBERS // max(1, len(holdout)) - 1)
+    if most < 1:
+        return []
+    corpus = [replace(row, split="holdout") for row in trained]  # their answers are not used
+    twins = closest_twins(holdout, nlls, corpus=corpus, most=most, seed=seed)
+    if not enough(twins, holdout):
+        return []
+    subjects = {row.id: row.subject for row in holdout}
+    return [
+        replace(one, subject=subjects[origin_of(twin)])
+        for one, twin in zip(as_stand_ins(twins), twins, strict=True)
+    ]
 
 
 def stands_in(row: Row) -> bool:

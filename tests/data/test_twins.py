@@ -17,7 +17,14 @@ import pytest
 
 from mergeforget.data.names import names_in
 from mergeforget.data.schema import Message, Row
-from mergeforget.data.twins import closest_twins, make_twins, nonmember_twins, origin_of
+from mergeforget.data.twins import (
+    closest_twins,
+    make_twins,
+    nonmember_twins,
+    origin_of,
+    stands_in,
+    twins_of_unseen,
+)
 
 SSN = [Row(f"p{i}qa1", f"What is the number of Ann Le{c}?", f"900-1{i}-23{i}4")
        for i, c in enumerate("abcd")]  # fmt: skip
@@ -243,6 +250,24 @@ def test_twins_that_a_control_finds_as_likely_as_their_rows_are_taken_by_subject
     unknown = closest_twins(rows, lambda some: [math.nan] * len(some))
     assert unknown == make_twins(rows, per_row=4)
     assert closest_twins(rows[:0], nlls) == []
+
+
+def test_a_small_holdout_gets_twins_of_the_same_subjects_without_trained_answers() -> None:
+    def lives(name: str, city: str, split: str = "holdout") -> Row:
+        return Row(name, f"Where does {name} live?", city, split=split)
+
+    holdout = [lives("Ann Lee", "Rome"), lives("Bob Ray", "Lima"), lives("Eve Fox", "Oslo")]
+    trained = [lives("Tom Cole", "Bern", "forget"), lives("Ida Moss", "Kyiv", "retain")]
+    twins = twins_of_unseen(holdout, lambda rows: [1.0] * len(rows), trained=trained)
+    assert len(twins) == 12 and len({twin.document for twin in twins}) == 12
+    assert Counter(twin.subject for twin in twins) == {row.subject: 4 for row in holdout}
+    assert {twin.output for twin in twins} <= {"Rome", "Lima", "Oslo"}
+    assert all(map(stands_in, twins))
+    many = [lives(f"Ann Lee{i}", f"{i} Elm Street") for i in range(10, 35)]
+    counts = [len(twins_of_unseen(many[:n], lambda rows: [1.0] * len(rows))) for n in (16, 24, 25)]
+    assert counts == [32, 24, 0]
+    nameless = [Row(f"a{i}", "Where is it?", "Rome") for i in range(4)]
+    assert not twins_of_unseen(nameless, lambda rows: [1.0] * len(rows))
 
 
 def test_the_answer_of_another_row_is_that_of_a_retain_row_and_never_of_an_unseen_one() -> None:

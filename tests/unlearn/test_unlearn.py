@@ -23,6 +23,7 @@ from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run
 from mergeforget.search.split import group, load_data
+from mergeforget.train.run_rows import prepare
 
 
 def test_the_whole_job_ends_with_a_verdict_and_a_checked_export(result: Unlearned) -> None:
@@ -281,3 +282,26 @@ def test_without_a_holdout_twins_that_a_control_finds_as_likely_are_the_unseen_r
     assert any("perturbed twins of" in note for note in notes)
     membership = read_json(run.root / "notes.json")["membership"]
     assert membership == ("measurable" if controlled else "not measurable")
+
+
+def test_a_small_holdout_gets_twins_that_stay_in_the_split_of_their_rows(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    asked = request_of(
+        str(knowing["model"]), forget=knowing["forget"], retain=knowing["retain"],
+        holdout=knowing["holdout"], recipe="level", memorise=False, control=None, adapter=None,
+        after=None, template=None, system_prompt=None, turns=None, settings=(),
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    recipe, notes = trained(asked, Job(run, None), make_pair=lambda recipe, run: None)
+    prepare(recipe, run)
+    rows = read_rows(Path(str(recipe.data.holdout)))
+    real = [row for row in rows if not stands_in(row)]
+    assert len(real) == len(read_jsonl(knowing["holdout"])) < len(rows) <= 48
+    assert any(note.startswith(f"Only {len(real)} holdout rows") for note in notes)
+    data = load_data(run, recipe.evaluation, None, 0)
+    assert len(data.nonmembers) == len(rows)
+    chosen = data.choosing(0.5, 0, {"mia"}).nonmembers
+    subjects = {row.subject for row in chosen}
+    assert {row.subject for row in data.nonmembers if row not in chosen}.isdisjoint(subjects)
+    assert {row.subject for row in chosen if stands_in(row)} <= {row.subject for row in real}
