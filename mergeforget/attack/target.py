@@ -150,8 +150,8 @@ class Target:
     def compared(self) -> list[Row]:
         """Return the holdout rows that an evaluation compares with the forget set.
 
-        There are at most twice as many documents per task as in the forget set, because more would
-        cost time without adding information.
+        There are at most as many documents as ``match_tasks`` draws, because more would cost time
+        and add little.
         """
         inside, outside = (
             membership_documents(rows, self.membership) for rows in (self.forget, self.holdout)
