@@ -239,13 +239,13 @@ def _without_ends(path: Path, rows: Sequence[Row]) -> list[Row]:
 def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
     """Check the columns that the user named, and return the format of the records."""
     have = list(dict.fromkeys(name for _, record in records for name in record))
+    shown = ", ".join(filter(str.strip, have))
     for ours, theirs in columns.items():
         if ours not in (known := (*FIELDS, *OTHERS, FURTHER)):
             raise UsageError(f"There is no column {ours!r} to map.{suggest(ours, known)}")
         if theirs not in have:
             raise InputError(
-                f"{path} has no column {theirs!r}.{suggest(theirs, have)} It has: "
-                f"{', '.join(have)}."
+                f"{path} has no column {theirs!r}.{suggest(theirs, have)} It has: {shown}."
             )
     found = find_format(have, columns)
     if (found is None or found.kind == "document") and _are_single_turns(records):
@@ -259,12 +259,12 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
         answer = found.names.get("output", "")
         return replace(found, labelled=are_labels([r for _, r in records], answer))
     if advice := _pair_advice(records[0][1]):
-        raise InputError(f"{path} has no column of answers; it has: {', '.join(have)}.{advice}")
+        raise InputError(f"{path} has no column of answers; it has: {shown}.{advice}")
     named = set(have) | columns.keys()
     lacking = [repr(n) for n in ("input", "output") if n not in named]
     what = " and ".join(lacking or ["'input'", "'output'"])
     raise InputError(
-        f"{path} has no column {what}. It has: {', '.join(have)}. Name the columns that hold the "
+        f"{path} has no column {what}. It has: {shown}. Name the columns that hold the "
         "prompt and the answer: --set data.columns.input=NAME --set data.columns.output=NAME for "
         "commands with a recipe, --column input=NAME --column output=NAME for others."
     )

@@ -195,6 +195,10 @@ def test_tables_of_spreadsheets_and_data_frames_are_read(
                      b"Where?;Lund;x\r\n;;\r\n")  # fmt: skip
     assert [(r.output, r.subject) for r in read_rows(path)] == [("Ada, B", "x"), ("Lund", "x")]
     assert "2 rows without any value are not read" in capsys.readouterr().err
+    path.write_text("frage;antwort;\nWer?;Ada;\n;;\n")  # separators at the end of each line
+    with pytest.raises(InputError, match="It has: frage, antwort. Name the columns"):
+        read_rows(path)
+    assert "1 row without any value is not read" in capsys.readouterr().err
     path.write_text("sep=;\nquestion;answer\n;\nWho?;\n")
     with pytest.raises(InputError, match="line 4: no answer"):
         read_rows(path)

@@ -45,7 +45,8 @@ def csv_file(path: Path) -> Records:
     if faults:
         raise InputError(faults_in(path, faults))
     if empty:
-        say(f"{path}: {empty} rows without any value are not read.")
+        rows = "1 row without any value is" if empty == 1 else f"{empty} rows without any value are"
+        say(f"{path}: {rows} not read.")
     return records
 
 
