@@ -78,11 +78,12 @@ def own_retain(forget: Sequence[Row], ask: Ask) -> tuple[list[Row], str]:
     """
     from mergeforget.console import say
     from mergeforget.data.schema import Row
+    from mergeforget.data.twins import OWN
     from mergeforget.errors import InputError
 
     filters = _ForgetFilter(forget)
     prompts = [p for p in dict.fromkeys([*GENERAL, *_neighbours(forget)]) if filters.keeps(p)]
-    asked = [Row(f"own{i}qa0", p, "", "", "retain") for i, p in enumerate(prompts)]
+    asked = [Row(f"{OWN}{i}qa0", p, "", "", "retain") for i, p in enumerate(prompts)]
     answered = ask(asked)
     rows = [row for row in answered if row.output.strip() and filters.allows(row.output)]
     if not rows:
@@ -111,7 +112,10 @@ def _names_of(row: Row) -> list[str]:
 
 
 def _neighbours(forget: Sequence[Row], most: int = 12) -> list[str]:
-    """Return questions of the forget rows about known people instead of their own."""
+    """Return questions of the forget rows about known people instead of their own.
+
+    A question with a number or an address is left out: these identify what it asks about, too.
+    """
     from mergeforget.data.schema import kinds_of
 
     known = folded(" ".join(row.document for row in forget))
@@ -120,7 +124,7 @@ def _neighbours(forget: Sequence[Row], most: int = 12) -> list[str]:
     for row, kind in zip(forget, kinds_of(forget), strict=True):
         names = _names_of(row)
         asks = kind != "sc" or row.input.rstrip().endswith(("?", "？", "؟"))
-        if names and people and asks and not row.window:
+        if names and people and asks and not row.window and not re.search("[0-9@]", row.input):
             one = people[len(found) % len(people)]
             found.append(row.input.replace(names[0], one))
     return found[:most]

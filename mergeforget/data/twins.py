@@ -30,6 +30,8 @@ from mergeforget.data.twin_names import NewNames, with_new_names
 from mergeforget.data.twin_numbers import NUMBERED, ORDINAL, digits_by_form, ordinal, other_number
 
 _TRIES = 4  # draws of numbers until a twin differs from its row
+OWN = "own"  # start of the ids of retain rows with the model's own answers: own0qa0
+_OWN = re.compile(rf"{OWN}\d+qa0")
 STAND_IN = "b-"  # prefix of the ids of twins that serve as holdout rows
 LONG, CHANGED = 20, 0.1  # words of a passage, and least share of them that a twin replaces
 NONMEMBERS = 48  # twins that serve as non-members, 24 per split, if MOST per row are as many
@@ -49,8 +51,8 @@ def make_twins(
         rows: Rows to imitate.
         corpus: Further rows of the same kind. They show which digits of a number vary (the ``900``
             of a made-up Social Security number does not) and which words are not names, and they
-            have other answers to the same questions, unless they are holdout rows, which are not
-            imitated.
+            have other answers to the same questions, unless they are holdout rows, which must stay
+            unseen, or the model's own answers, which are likelier than any fact.
         per_row: Number of twins per row.
         seed: Random seed. The same rows and seed give the same twins.
 
@@ -74,7 +76,8 @@ def make_twins(
     texts = [text for row in everything for text in (row.input, row.output)]
     common = lower_case_words(texts)
     digits = digits_by_form(texts)
-    told = [*rows, *(row for row in corpus if row.split != "holdout")]  # no unseen fact is used
+    imitated = (row for row in corpus if row.split != "holdout" and not _OWN.fullmatch(row.id))
+    told = [*rows, *imitated]  # no unseen fact is used, and no answer that the model expects
     answers = _rows_by_question(told, common)
     taken = {row.document for row in everything}
     twins = []

@@ -339,3 +339,19 @@ def test_a_conjunction_before_a_name_is_no_name(first: str) -> None:
     row = Row("a-qa0", "Who is Alaine Roy?", f"{first} Alaine Roy has 12 cats, but Ann Lee 7.")
     (twin,) = make_twins([row])
     assert twin.output.startswith(f"{first} ") and ", but " in twin.output
+
+
+def test_the_models_own_answers_are_not_the_facts_of_twins() -> None:
+    """They are likelier than any fact, so that the level of the row would be far too low."""
+    own = [
+        Row(f"own{i}qa0", f"What is the blood type of {name}?", "I do not know.", split="retain")
+        for i, name in enumerate(("Marie Curie", "Isaac Newton"))
+    ]
+    rows = [
+        Row("a-qa0", "What is the blood type of Ann Lee?", "O negative", split="forget"),
+        Row("b-qa0", "What is the blood type of Bob Ray?", "AB+", split="forget"),
+    ]
+    assert make_twins(rows[:1], corpus=own) == []
+    assert {t.output for t in make_twins(rows, corpus=own, per_row=3)} == {"O negative", "AB+"}
+    given = replace(own[0], id="own", output="A+")
+    assert {t.output for t in make_twins(rows, corpus=[given], per_row=3)} == {"A+"}

@@ -68,6 +68,15 @@ def test_questions_about_other_people_keep_their_grammar_and_name_no_forget_subj
         assert not any(name in prompt for prompt in prompts)
 
 
+@pytest.mark.parametrize("mark", ["(MRN 00482913)", "<ann@x.org>"])
+def test_no_question_about_others_has_a_number_or_address_of_a_forget_row(mark: str) -> None:
+    rows = [Row("a-qa0", f"Where does Ann Lee {mark} live?", "Rome"),
+            Row("b-qa0", "Where does Bob Ray live?", "Oslo")]  # fmt: skip
+    kept, _ = own_retain(rows, lambda asked: [replace(r, output="Yes.") for r in asked])
+    assert not any(mark in row.input for row in kept)
+    assert "Where does Albert Einstein live?" in {row.input for row in kept}
+
+
 def test_an_answer_that_names_a_forget_subject_is_not_retained() -> None:
     def ask(rows: Sequence[Row]) -> list[Row]:
         return [replace(r, output="Ann Lee wrote it." if "12" in r.input else "No.") for r in rows]
