@@ -79,7 +79,7 @@ def make_twins(
     imitated = (row for row in corpus if row.split != "holdout" and not _OWN.fullmatch(row.id))
     told = [*rows, *imitated]  # no unseen fact is used, and no answer that the model expects
     answers = _rows_by_question(told, common)
-    taken = {row.document for row in everything}
+    taken = {row.document for row in everything} | {row.prompt for row in corpus if origin_of(row)}
     twins = []
     for number in range(per_row):
         people: dict[str, NewNames] = {}  # by subject: rows of one document stay consistent
@@ -92,7 +92,7 @@ def make_twins(
             ]
             found = _twin(row, own, common, digits, answers, taken, draws)
             if found:
-                taken.add(found.document)
+                taken |= {found.document, found.prompt}
                 twins.append(replace(
                     found, id=f"twin{number}:{row.id}", split="holdout",
                     subject=f"twin{number}-{row.subject}", paraphrased="", perturbed=(),
@@ -253,11 +253,13 @@ def _secret(row: Row) -> list[str]:
 def _differs(row: Row, twin: Row) -> bool:
     """Return whether a twin is about another name or number, and has another answer.
 
-    A row that completes a text or is part of a document may have the same prompt. An answer that
+    A row that completes a text or is part of a document may have the same prompt; a question is
+    another one. An answer that
     differs only in words of the prompt, such as ``Ann Lee lives in Rome``, is the same answer, and
     so is a passage of a story in which only a name is another one.
     """
-    if twin.prompt == row.prompt and row.kind != "sc" and not row.window:
+    completes = row.kind == "sc" and not row.prompt.rstrip().endswith(("?", "？", "؟"))
+    if twin.prompt == row.prompt and not completes and not row.window:
         return False
     if not row.output:
         return True
@@ -284,7 +286,8 @@ def _twin(
 
     Args:
         answers: Rows by question; see ``_question``.
-        taken: Texts of rows, which a twin must not equal.
+        taken: Texts of rows, which a twin must not equal, and prompts of twins, which it only has
+            if no try has another one.
         draws: A source of random numbers for each try.
     """
 
@@ -292,7 +295,8 @@ def _twin(
         return twin.document not in taken and _differs(row, twin)
 
     tries = [_perturbed(row, people.words, people.handles, digits, draw) for draw in draws]
-    twin = next(filter(allowed, tries), None)
+    found = [one for one in tries if allowed(one)]
+    twin = next((one for one in found if one.prompt not in taken), next(iter(found), None))
     if twin and people.lone:
         sure = {old: new for old, new in people.words.items() if old not in people.lone}
         draw = random.Random(0)

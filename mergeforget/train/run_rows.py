@@ -254,8 +254,9 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
         return sets
     corpus = [*sets.retain, *sets.holdout]
     seed = recipe.data.seed
-    held = make_twins(sets.forget, corpus=corpus, per_row=TWINS, seed=seed)
     twins = nonmember_twins(sets.forget, corpus=corpus, seed=seed + 1)
+    others = [*corpus, *twins] if compare else corpus  # a non-member is never trained on
+    held = make_twins(sets.forget, corpus=others, per_row=TWINS, seed=seed)
     imitated = len({origin_of(twin) for twin in twins})
     if not enough(twins, sets.forget) and not compare:
         say(
@@ -272,8 +273,6 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
             "trained on, with --holdout, or train with a recipe without `until`, such as zjuklab."
         )
     if compare:
-        outside = {twin.document for twin in twins}  # a non-member is never trained on
-        held = [twin for twin in held if twin.document not in outside]
         say(stand_in_note(twins, sets.forget))
     return replace(
         sets,

@@ -355,3 +355,12 @@ def test_the_models_own_answers_are_not_the_facts_of_twins() -> None:
     assert {t.output for t in make_twins(rows, corpus=own, per_row=3)} == {"O negative", "AB+"}
     given = replace(own[0], id="own", output="A+")
     assert {t.output for t in make_twins(rows, corpus=[given], per_row=3)} == {"A+"}
+
+
+def test_a_question_of_a_completion_format_and_each_twin_have_another_prompt() -> None:
+    assert make_twins([Row("a-sc1", "What temperature has the oven?", "250 °C")]) == []
+    row = Row("a-sc1", "What is the serial of pump 12?", "77-0931")
+    twins = make_twins([row], per_row=4)
+    assert len({t.prompt for t in twins} | {row.prompt}) == 5
+    again = make_twins([row], corpus=twins, per_row=3)
+    assert not {t.prompt for t in again} & {t.prompt for t in twins}
