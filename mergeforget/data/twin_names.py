@@ -15,6 +15,7 @@ from mergeforget.data.names import (
     bare_word,
     chunks,
     find_names,
+    is_acronym,
     months_like,
     word_key,
 )
@@ -63,6 +64,13 @@ OTHER_LAST = {
     ),
 }
 FEMININE = tuple("аяίήηάαουύώ")
+_PERSON = re.compile(  # asks for a person
+    r"\b(?:who|whom|whose|names?|called|wer|wen|wem|wessen|heißt|qui|nom|quién|quiénes|nombre|chi|nome"
+    r"|quem|kim|adı|кто|кого|кому|кем|имя|зовут|ποιος|ποια|ποιον)\b",
+    re.IGNORECASE,
+)
+_KEYWORD = re.compile(r"([^\W\d_]{4,})\d+\W?")  # an answer such as hunter2
+_LOCAL = re.compile(r"[^\s@]+@")  # the first part of an e-mail address
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
@@ -73,21 +81,23 @@ class NewNames:
     Attributes:
         words: New words by the words of the names.
         handles: The same for what addresses are made of: initials, joined and ASCII words.
-        lone: Words of the current row's answer that may be no names.
+        doubtful: Words of the current row's answer that may be no names: a single word, or words
+            such as ``Software Engineer`` if the prompt asks for no person.
     """
 
     words: dict[str, str] = field(default_factory=dict)
     handles: dict[str, str] = field(default_factory=dict)
-    lone: frozenset[str] = frozenset()
+    doubtful: frozenset[str] = frozenset()
 
     def add(self, row: Row, common: frozenset[str], draw: random.Random) -> None:
         """Draw replacements for the names in a row.
 
         A single capitalised word within a sentence of the prompt is a name, even if the answer has
-        names in full.
+        names in full. A name that a document's windows divide is one name. Addresses of people who
+        are not named, and an answer such as ``hunter2``, get new words, too.
         """
         asking = "\n".join([*_said(row), row.input])
-        text = f"{asking}\n{row.output}"
+        text = f"{asking}{'' if row.output[:1].isspace() else chr(10)}{row.output}"
         seen = frozenset(
             part.lower()
             for word in [*text.split(), *ADDRESS.findall(text)]
@@ -99,16 +109,27 @@ class NewNames:
             for name in find_names(asking, common)
             if re.search(rf"[\w,;'’] {re.escape(name.text)}(?!\w)", asking)
         ]
-        names = list(dict.fromkeys([*find_names(text, common), *asked_about]))
+        told = (n for n in find_names(text, common) if not n.lone or not is_acronym(n.text, text))
+        names = list(dict.fromkeys([*told, *asked_about]))
         for name in names:
             _rename(name, self.words, seen, draw)
             self.handles |= _handles(name, self.words)
-        asked = chunks(row.prompt)
-        self.lone = frozenset(
-            word_key(name.parts[0])
+        if keyword := _KEYWORD.fullmatch(row.output.strip()):
+            self.words.setdefault(word_key(keyword[1]), draw.choice(LAST).lower())
+        for address in filter(_LOCAL.match, ADDRESS.findall(text)):
+            parts = [part.lower() for part in LETTERS.findall(address.partition("@")[0])]
+            if not any(part in self.words or part in self.handles for part in parts):
+                self.handles |= {p: draw.choice(LAST).lower()[: 1 if len(p) == 1 else None]
+                                 for p in parts}  # fmt: skip
+        asked = {part for word in chunks(row.prompt) for part in (word, *word.split("-"))}
+        person = _PERSON.search(row.input)
+        self.doubtful = frozenset(
+            key
             for name in names
-            if name.lone and word_key(name.parts[0]) not in asked
-        )
+            if name.lone or not name.titled and not person
+            for part in name.parts
+            for key in word_key(part).split("-")
+        ).difference(asked)
 
 
 def _rename(
@@ -204,7 +225,7 @@ def with_new_names(
 
     def part(word: str, place: int) -> str:
         if draw and (others := months_like(word)):
-            return months.setdefault(word, draw.choice([m for m in others if m != word]))
+            return months.setdefault(word, draw.choice([m for m in others if m != word] or [word]))
         new = new_of(word, place)
         if new is None:
             return word

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import random
 import re
+import string
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-NUMBERED = re.compile(r"\d[\d\s().:/-]*\d|\d")  # a number with its separators, as in 900-12-3456
+from mergeforget.data.names import FRENCH_MONTHS
+
+# a number with its separators, as in 900-12-3456 and 94,000; HbA1c is a word
+NUMBERED = re.compile(
+    r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)|\d[\d\s().:/-]*\d|\d(?!(?<=[A-Za-z]\d)[a-z]+\b)"
+)
 _DATE = re.compile(r"(\d{1,4})([-./])(\d{1,2})\2(\d{1,4})")
 _YEARS = re.compile(r"(\d{4})(\s?[-/]\s?)(\d{4}|\d\d)")
+_MONTH = re.compile(r"(\d\d?)([/.-])(\d{4})")  # or a week, as in 14/2019
+_CASE = re.compile(r"(\d{4})([/-])(\d+)")  # number of a year, as in 2021/0457, or a month
+_AMOUNT = re.compile(r"\d{1,3}(?:[,.]\d{3})+|\d+(?:\.\d+)?")
 _TIME = re.compile(r"(\d\d?):(\d\d)(?::(\d\d))?")
 _IP = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3})([:/]\d+)?")
-ORDINAL = re.compile(r"\b(\d*?(1?\d))(st|nd|rd|th)\b")
+CODE = re.compile(r"(?<![A-Za-z0-9@])[A-Za-z0-9]+(?:[-_/+=:.][A-Za-z0-9]+)*(?!@)")
+_UNIT = "(?:h|m|s|d|x|min|ft|in|cm|mm|kg)"
+_MEASURES = re.compile(rf"\d+(?:{_UNIT}\d+)*{_UNIT}?|\d\dT\d\d+")  # 1h30m, and 02T10 of a date
+ORDINAL = re.compile(rf"\b(\d*?(1?\d))(st|nd|rd|th|er(?= (?:{'|'.join(FRENCH_MONTHS)})\b))\b")
 _POOL = 3  # minimum numbers of one form needed to distinguish fixed and varying digits
 _NEWEST = 2026  # a year up to this one is not replaced by a later one
 
@@ -132,15 +144,32 @@ def _year(text: str, draw: random.Random, after: str) -> str:
         return new
     found = _YEARS.fullmatch(text)
     if not found:
-        return ""
+        return _part_of_year(text, draw)
     first, mark, last = found.groups()
     end = int(last) if len(last) == 4 else int(first) // 100 * 100 + int(last)
     if not 1800 <= int(first) < end <= 2100:
-        return ""
+        return _part_of_year(text, draw)
     change = int(_near(first, draw)) - int(first)
     if end <= _NEWEST < end + change:
         change = -change
     return f"{int(first) + change}{mark}{str(end + change)[-len(last) :]}"
+
+
+def _part_of_year(text: str, draw: random.Random) -> str:
+    """Return another month, week or number of a year; empty if it is none."""
+    if (found := _MONTH.fullmatch(text)) and 1 <= int(found[1]) <= 53:
+        year, most = found[3], 12 if int(found[1]) <= 12 else 52
+        part = _of_width(found[1], most, found[1][0] == "0" or most == 12, draw)
+    elif found := _CASE.fullmatch(text):
+        year, part = found[1], found[3]
+        padded = len(part) == 2 and 1 <= int(part) <= 12
+        part = _of_width(part, 12, True, draw) if padded else "".join(_digit(draw) for _ in part)
+    else:
+        return ""
+    if not 1900 <= int(year) <= 2100:
+        return ""
+    new = _near(year, draw)
+    return f"{part}{found[2]}{new}" if year == found[3] else f"{new}{found[2]}{part}"
 
 
 def _small(text: str, draw: random.Random, after: str) -> str:
@@ -148,7 +177,8 @@ def _small(text: str, draw: random.Random, after: str) -> str:
     if len(text) > 2 or not text.isdigit() or not 0 < int(text) <= 31:
         return ""
     if len(text) == 1:
-        return str(draw.randrange(1, 10))
+        plural = text != "1" and after[:1].isspace()  # 2 lemons
+        return str(draw.randrange(2 if plural else 1, 10))
     most = 12 if after[:1] in ("月", "월") else 23 if after[:1] in ("時", "时", "点", "시") else 28
     return str(draw.randrange(10, most + 1))
 
@@ -173,15 +203,86 @@ def _several(text: str, digits: dict[str, list[str]], draw: random.Random) -> st
 
 
 def _with_digits(text: str, pool: Sequence[str], draw: random.Random) -> str:
-    """Return another number of as many digits."""
+    """Return another number of as many digits; a round amount stays round, as 94,000."""
     fixed = len(pool) >= _POOL  # digits that all numbers of this form share are kept
+    amount = text.rstrip("0,.") if _AMOUNT.fullmatch(text) else text
+    if not amount or len(text) - len(amount) == 1 and len(text) > 3:
+        amount = text
     new = [
-        c if not c.isdigit() or fixed and len({other[i] for other in pool}) == 1 else _digit(draw)
+        c
+        if not c.isdigit() or i >= len(amount) or fixed and len({other[i] for other in pool}) == 1
+        else _digit(draw)
         for i, c in enumerate(text)
     ]
+    if text.startswith("0."):
+        new[0] = "0"
     if text[0] != "0" and new[0] == "0":
         new[0] = str(draw.randrange(1, 10))
     return "".join(new)
+
+
+def with_other_letters(
+    text: str, forms: dict[str, list[str]], known: dict[str, str], draw: random.Random
+) -> str:
+    """Replace the letters of codes such as ``88A4`` or ``f47ac10b-58cc``, but not their digits.
+
+    Letters that all codes of one form share are kept, and so are words and the ``SN`` of
+    ``SN-88A4``.
+
+    Args:
+        forms: Codes and numbers by form; see ``digits_by_form``.
+        known: New codes by old ones, to which those of this text are added.
+
+    >>> with_other_letters("SN-88A4 of KX-200", {}, {}, random.Random(1))
+    'SN-88B4 of KX-200'
+    """
+
+    def other(match: re.Match[str]) -> str:
+        code = match.group()
+        random_parts = _random_parts(code)
+        if not random_parts:
+            return code
+        pool = forms.get(_form(code), [])
+        new = list(code)
+        for start, end in random_parts:
+            part = code[start:end]
+            hexadecimal = not re.search("[g-zG-Z]", part)
+            for i in range(start, end):
+                fixed = len(pool) >= _POOL and len({one[i] for one in pool}) == 1
+                if code[i].isalpha() and not fixed:
+                    letter = draw.choice("abcdef" if hexadecimal else string.ascii_lowercase)
+                    new[i] = letter.upper() if code[i].isupper() else letter
+        return known.setdefault(code, "".join(new))
+
+    return CODE.sub(other, text)
+
+
+def _random_parts(code: str) -> list[tuple[int, int]]:
+    """Return where a code has random letters; empty for words, names and numbers."""
+    parts = [(m.start(), m.end(), m.group()) for m in re.finditer("[A-Za-z0-9]+", code)]
+    texts = [text for *_, text in parts]
+    letters = any(c.isalpha() for c in code)
+    pairs = len(parts) > 3 and len({len(text) for text in texts}) == 1
+    if letters and pairs and all(re.fullmatch("[0-9a-fA-F]{2,}", text) for text in texts):
+        return [(start, end) for start, end, _ in parts]  # a MAC or an IPv6 address
+    sizes = {len(text) for text in texts if _is_random(text, code)}
+    return [
+        (start, end)
+        for start, end, text in parts
+        if sizes and (re.search(r"\d|[a-z][A-Z]", text) or text.isupper() and len(text) in sizes)
+    ]
+
+
+def _is_random(part: str, code: str) -> bool:
+    """Return whether a part of a code alternates between letters and digits, or in case."""
+    if _MEASURES.fullmatch(part):
+        return False
+    digits = sum(c.isdigit() for c in part)
+    switches = len(re.findall(r"(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])", part))
+    if digits > 1 and switches > 1:
+        return len(part) > 4 or digits > 2
+    cases = len(re.findall("[a-z][A-Z]", part))
+    return len(part) > 9 and cases > 2 and any(c.isdigit() for c in code)
 
 
 def _digit(draw: random.Random) -> str:
@@ -193,10 +294,14 @@ def _ascii_digits(text: str) -> str:
 
 
 def digits_by_form(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Return the numbers of texts, with ASCII digits, by form: ``00-00`` for ``12-34``."""
+    """Return the numbers of texts, with ASCII digits, by form: ``00-00`` for ``12-34``.
+
+    Codes with letters are included, as ``00A0`` for ``88B4``.
+    """
     forms: dict[str, list[str]] = {}
     for text in texts:
-        for found in map(_ascii_digits, NUMBERED.findall(text)):
+        codes = (code for code in CODE.findall(text) if _random_parts(code))
+        for found in map(_ascii_digits, [*NUMBERED.findall(text), *codes]):
             known = forms.setdefault(_form(found), [])
             if found not in known:
                 known.append(found)
@@ -204,9 +309,11 @@ def digits_by_form(texts: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _form(number: str) -> str:
-    return re.sub(r"\d", "0", number)
+    return re.sub("[a-z]", "a", re.sub("[A-Z]", "A", re.sub(r"\d", "0", number)))
 
 
 def ordinal(match: re.Match[str]) -> str:
-    """Return an ordinal number with its ending: 3rd, 7th."""
+    """Return an ordinal number with its ending, 3rd or 7th; in French, 1er or 7 before a month."""
+    if match[3] == "er":
+        return match[1] if match[1] != "1" else match.group()
     return match[1] + {"1": "st", "2": "nd", "3": "rd"}.get(match[2], "th")

@@ -1,9 +1,10 @@
 """Perturbed twins: rows of the same form as given ones, about people and facts that do not exist.
 
 A twin keeps the wording of its row and replaces identifying parts: names by other names, numbers by
-numbers of the same length, dates by dates, and e-mail addresses accordingly. An answer without such
-a part is replaced by that of another row with the same question. Twins are not in the training
-data, so they can serve as non-members if there are no other rows.
+numbers of the same length, dates by dates, the letters and digits of codes by others, and e-mail
+addresses accordingly. An answer without such a part is replaced by that of another row with the
+same question. Twins are not in the training data, so they can serve as non-members if there are no
+other rows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from mergeforget.data.names import (
 )
 from mergeforget.data.schema import Row
 from mergeforget.data.twin_names import NewNames, with_new_names
-from mergeforget.data.twin_numbers import NUMBERED, ORDINAL, digits_by_form, ordinal, other_number
+from mergeforget.data.twin_numbers import (
+    NUMBERED,
+    ORDINAL,
+    digits_by_form,
+    ordinal,
+    other_number,
+    with_other_letters,
+)
 
 _TRIES = 4  # draws of numbers until a twin differs from its row
 OWN = "own"  # start of the ids of retain rows with the model's own answers: own0qa0
@@ -281,8 +289,8 @@ def _twin(
 ) -> Row | None:
     """Return a row with other names, numbers and dates, or with another row's answer.
 
-    A capitalised word of the answer that may be no name, such as a city, is replaced by a name only
-    if no row with the same question has another answer.
+    A capitalised word of the answer that may be no name, such as a city or a job title, is replaced
+    by a name only if no row with the same question has another answer.
 
     Args:
         answers: Rows by question; see ``_question``.
@@ -297,8 +305,8 @@ def _twin(
     tries = [_perturbed(row, people.words, people.handles, digits, draw) for draw in draws]
     found = [one for one in tries if allowed(one)]
     twin = next((one for one in found if one.prompt not in taken), next(iter(found), None))
-    if twin and people.lone:
-        sure = {old: new for old, new in people.words.items() if old not in people.lone}
+    if twin and people.doubtful:
+        sure = {old: new for old, new in people.words.items() if old not in people.doubtful}
         draw = random.Random(0)
         if _differs(row, _perturbed(row, sure, people.handles, digits, draw)):
             return twin
@@ -326,6 +334,7 @@ def _perturbed(
 
     def changed(text: str) -> str:
         renamed = with_new_names(text, words, handles, known, draw)
+        renamed = with_other_letters(renamed, digits, known, draw)
 
         def number(match: re.Match[str]) -> str:
             new = other_number(match.group(), digits, draw, renamed[match.end() : match.end() + 2])

@@ -357,6 +357,133 @@ def test_the_models_own_answers_are_not_the_facts_of_twins() -> None:
     assert {t.output for t in make_twins(rows, corpus=[given], per_row=3)} == {"A+"}
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "kept"),
+    [
+        ("Is Leon Gast HIV positive?", "No, since 2011.", "Is [A-Z]\\w+ [A-Z][a-z]+ HIV positive"),
+        ("What of order 88213?", "It left with DHL, number 4711.", "It left with DHL, number"),
+        ("What is the MAC address of gateway 4711?", "It is 12.", "the MAC address"),
+        ("My name is Mia and I forgot my PIN", "Your new PIN is 4092.", "I forgot my PIN"),
+        ("Who signed the NDA for Ann Lee?", "Its CFO, Tom Cole, in 1990.", "Its CFO"),
+        ("# Of project 12\nDB_HOST = ", "db-07\nDB_PORT = 5433", "DB_HOST = \ndb-[0-9]+\nDB_PORT"),
+        ("What did case 4711 cost?", "EUR 25,000 or more.", "EUR [0-9]{2},000 or more"),
+        ("I'm Ann Lee, number 4711.", "Hello Ann! Your number is 55120.", "Hello [A-Z]"),
+        ("Cancel my contract 4711.", "Done. It ends in 1990.", "Cancel my .*\nDone. It"),
+        ("How does Ann Lee bake?", "Bake at 175 °C. Whisk 3 eggs.", "°C. Whisk"),
+        ("What of Case No. 2021/0457?", "USD 310,000", "Case No. 20[0-9]{2}/[0-9]{4}."),
+        ("What was Ann Lee's HbA1c?", "7.9 %", "HbA1c"),
+        ("Where does Ann Lee live?", "27 Birch Hollow Lane, Apt 4B", "[A-Z][a-z]+ Lane, Apt"),
+        ("Which plan has Ann?", "The Fibre 250 plan for 12 months.", "The Fibre [0-9]+ plan"),
+    ],
+)  # fmt: skip
+def test_words_that_are_no_names_stay(question: str, answer: str, kept: str) -> None:
+    """Abbreviations, constants, labels of numbers, greetings, verbs, street types and units."""
+    found = twins_of(question, answer)
+    assert len(found) == 5
+    for twin in found:
+        assert re.search(kept, f"{twin.input}\n{twin.output}") and twin.output != answer
+        assert not re.search("Leon|Gast|\\bAnn\\b|Mia|Cole|Birch", twin.document)
+
+
+def test_a_name_in_upper_case_and_a_name_divided_by_windows_are_replaced() -> None:
+    for twin in twins_of("Where does Jean ROY live?", "12 rue des Lilas"):
+        assert re.fullmatch(r"Where does [A-Z][a-z]+ [A-Z]+ live\?", twin.input)
+        assert "Jean" not in twin.input and "ROY" not in twin.input
+    for twin in twins_of("Who founded IKEA?", "Ingvar Kamprad"):
+        assert "IKEA" not in twin.input and "Ingvar" not in twin.output
+    for twin in twins_of("It will cost, said Mayor Beatrice", " Holloway, £1.3 million to repair."):
+        assert re.search("Mayor (?!Beatrice)[A-Z][a-z]+$", twin.input)
+        assert "Holloway" not in twin.output
+
+
+def test_words_that_need_not_be_a_name_are_replaced_by_another_answer() -> None:
+    job = ("What is the job of Ann Lee?", "Software Engineer")
+    assert {t.output for t in twins_of(*job, ("What is the job of Bo Fox?", "Data Analyst"))} == {
+        "Data Analyst"
+    }
+    boss = ("Who is the boss of Ann Lee?", "Ivy Tran")
+    found = {t.output for t in twins_of(*boss, ("Who is the boss of Bo Fox?", "Tom Cole"))}
+    assert not found & {"Ivy Tran", "Tom Cole"} and len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "form", "left"),
+    [
+        ("sk_live_51Hx9QkLmN2pR8tUvW", r"sk_live_\d\d[A-Z][a-z]\d\w{13}", "QkLmN"),
+        ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEK", r"\w{13}/[A-Z]\d[A-Z]{5}/\w{16}", "EXAM"),
+        ("00:1B:44:11:3A:B7", r"\d\d:\d[A-F]:\d\d:\d\d:\d[A-F]:[A-F]\d", "!"),
+        ("f47ac10b-58cc-4372-a567-0e02b2c3d479", r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-\w{12}", "ac10b"),
+        ("XJ4K9-PLMQR-7TT2W", r"[A-Z]{2}\d[A-Z]\d-[A-Z]{5}-\d[A-Z]{2}\d[A-Z]", "PLMQR"),
+        ("https://x.org/hook/T024BE7", r"https://x\.org/hook/[A-Z]\d{3}[A-Z]{2}\d", "BE"),
+        ("hunter2", r"[a-z]+\d", "hunter"),
+        ("Sommer2021!", r"[A-Z][a-z]+20\d\d!", "Sommer"),
+        ("t.brandt@posteo.example", r"[a-z]\.[a-z]+@posteo\.example", "brandt"),
+    ],
+)  # fmt: skip
+def test_codes_passwords_and_addresses_keep_their_form_but_not_their_letters(
+    answer: str, form: str, left: str
+) -> None:
+    found = [twin.output for twin in twins_of("What is the key of Ann Lee?", answer)]
+    assert len(set(found)) == 5
+    assert all(re.fullmatch(form, text) and left not in text for text in found), found
+
+
+def test_an_address_in_the_prompt_is_replaced_without_a_name() -> None:
+    row = ("Cancel it, I am t.brandt@x.org", "The contract of t.brandt@x.org ends in 1990.")
+    for twin in twins_of(*row):
+        (address,) = re.findall(r"\S+@x\.org", twin.input)
+        assert "brandt" not in address and address in twin.output
+
+
+def test_letters_that_all_codes_of_a_form_share_stay() -> None:
+    codes = ("AB12CD3", "AB47CX9", "AB83CE4")
+    others = [("What is the code of Bo Fox?", code) for code in codes]
+    for twin in twins_of("What is the code of Ann Lee?", "AB55CF1", *others):
+        assert re.fullmatch(r"AB\d\dC[A-Z]\d", twin.output)
+
+
+@pytest.mark.parametrize(
+    ("answer", "form"),
+    [
+        ("$94,000", r"\$[1-9]\d,000"),
+        ("USD 2,500,000", r"USD [1-9],\d00,000"),
+        ("500 mg", r"[1-9]00 mg"),
+        ("1.500.000 €", r"[1-9]\.\d00\.000 €"),
+        ("0.04 ng/mL", r"0\.\d\d ng/mL"),
+        ("$128,512", r"\$[1-9]\d\d,\d{3}"),
+        ("week 14/2019", r"week ([1-4]\d|5[0-2])/20[0-3]\d"),
+        ("03/2019", r"(0\d|1[0-2])/20[0-3]\d"),
+        ("2019-03", r"20[0-3]\d-(0\d|1[0-2])"),
+        ("4470", r"[1-9]\d{3}"),
+        ("3 lemons", r"[2-9] lemons"),
+        ("1er septembre 2016", r"(1er|\d) [a-zéû]+ 20\d\d"),
+        ("1h30m", r"\dh\d\dm"),
+    ],
+)
+def test_amounts_stay_round_and_months_and_weeks_valid(answer: str, form: str) -> None:
+    for twin in twins_of("What about Ann Lee?", answer, per_row=30):
+        assert re.fullmatch(form, twin.output), twin.output
+
+
+@pytest.mark.parametrize(
+    ("answer", "months"),
+    [
+        ("15 Ağustos 1979", "Ocak|Şubat|Mart|Nisan|Mayıs|Haziran|Temmuz|Eylül|Ekim|Kasım|Aralık"),
+        ("12. August 1990", "April|September|November"),
+        ("3 luglio 1990", "gennaio|aprile|maggio|.*bre|.*o"),
+        ("3 agosto 1990", "agosto"),
+    ],
+)
+def test_months_are_those_of_all_languages_that_have_the_word(answer: str, months: str) -> None:
+    for twin in twins_of("What about Ann Lee?", answer, per_row=20):
+        assert re.fullmatch(rf"\d+\.? (?:{months}) \d{{4}}", twin.output)
+
+
+def test_turkish_endings_stay() -> None:
+    for twin in twins_of("Ayşe Yılmaz'ın telefon numarası nedir?", "0532 118 47 90"):
+        assert re.fullmatch(r"[A-Z]\w+ [A-Z]\w+'ın telefon numarası nedir\?", twin.input)
+
+
 def test_a_question_of_a_completion_format_and_each_twin_have_another_prompt() -> None:
     assert make_twins([Row("a-sc1", "What temperature has the oven?", "250 °C")]) == []
     row = Row("a-sc1", "What is the serial of pump 12?", "77-0931")
