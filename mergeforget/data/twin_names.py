@@ -109,7 +109,11 @@ class NewNames:
             for name in find_names(asking, common)
             if re.search(rf"[\w,;'’] {re.escape(name.text)}(?!\w)", asking)
         ]
-        told = (n for n in find_names(text, common) if not n.lone or not is_acronym(n.text, text))
+        told = [
+            name
+            for name in find_names(text, common)
+            if not (name.lone and is_acronym(name.text, asking if name.text in asking else text))
+        ]
         names = list(dict.fromkeys([*told, *asked_about]))
         for name in names:
             _rename(name, self.words, seen, draw)

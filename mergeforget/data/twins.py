@@ -87,7 +87,8 @@ def make_twins(
     imitated = (row for row in corpus if row.split != "holdout" and not _OWN.fullmatch(row.id))
     told = [*rows, *imitated]  # no unseen fact is used, and no answer that the model expects
     answers = _rows_by_question(told, common)
-    taken = {row.document for row in everything} | {row.prompt for row in corpus if origin_of(row)}
+    earlier = [row for row in corpus if origin_of(row) or stands_in(row)]
+    taken = {row.document for row in everything} | {row.prompt for row in earlier}
     twins = []
     for number in range(per_row):
         people: dict[str, NewNames] = {}  # by subject: rows of one document stay consistent
@@ -262,9 +263,8 @@ def _differs(row: Row, twin: Row) -> bool:
     """Return whether a twin is about another name or number, and has another answer.
 
     A row that completes a text or is part of a document may have the same prompt; a question is
-    another one. An answer that
-    differs only in words of the prompt, such as ``Ann Lee lives in Rome``, is the same answer, and
-    so is a passage of a story in which only a name is another one.
+    another one. An answer that differs only in words of the prompt, such as ``Ann Lee lives in
+    Rome``, is the same answer, and so is a passage of a story in which only a name is another one.
     """
     completes = row.kind == "sc" and not row.prompt.rstrip().endswith(("?", "？", "؟"))
     if twin.prompt == row.prompt and not completes and not row.window:
