@@ -45,6 +45,7 @@ FACTOR = re.compile(  # X.lora_A.weight, X.lora_A.default.weight, X.lora_embeddi
 
 
 FROZEN_COPY = ".original_module."  # in a state dict: the base's weights of a saved module
+OF_TRAINING = ".lora_velora_embed"  # VeLoRA is a LoRA that compresses the inputs for its gradients
 NAMED = {  # keys of a state dict that contain the adapter's name, and what PEFT writes for them
     re.compile(r"\.lora_magnitude_vector(\.[^.]+){0,2}$"): ".lora_magnitude_vector",
     re.compile(r"\.lora_B\.[^.]+\.bias$"): ".lora_B.bias",
@@ -171,13 +172,14 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
     """
     name, folder = name or folder.name, adapter_folder(folder)
     config = read_config(folder)
+    config.pop("velora_config", None)
     factors: dict[str, dict[str, Array]] = {}
     extras: dict[str, Array] = {}
     stored, embeddings, names = set(), set(), set()
     for key, (tensor, dtype) in _weights(folder).items():
         match = FACTOR.match(key)
         if not match:
-            if FROZEN_COPY not in key:
+            if FROZEN_COPY not in key and OF_TRAINING not in key:
                 extras[plain_key(key)] = tensor
             continue
         module = match["module"].removeprefix(PREFIX)

@@ -36,7 +36,6 @@ NOT_PLAIN = {
     "kasa_config": "KaSA trains singular values",
     "monteclora_config": "MonteCLoRA has random factors",
     "arrow_config": "Arrow routes between adapters",
-    "velora_config": "VeLoRA compresses its inputs",
 }
 NO_PLAIN_LORA = ("alora_invocation_tokens", "layer_replication", "arrow_config")  # of NOT_PLAIN
 

@@ -59,6 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "patterns": {"rank_pattern": {"0.*": 2}, "alpha_pattern": {"1.*": 5}},
     "alpha 0": {"lora_alpha": 0},
     "orthogonal start": {"init_lora_weights": "orthogonal"},
+    "VeLoRA": {"velora_config": {"num_groups": 8}},
 }
 IDS = torch.tensor([[3, 5, 7, 11, 2, 30]])
 
