@@ -324,9 +324,13 @@ def _deltas(
         raise InputError(f"{folder}: {module} has no {missing} weight.")
     a, b = factors["a"], factors["b"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
+        remedy = (
+            " BD-LoRA stores only the blocks of a factor (use_bdlora). Convert the adapter with "
+            f"`mergeforget extract-lora {folder} --base BASE --rank {config.get('r')} --out OUT`."
+        )
         raise InputError(
             f"{folder}: {module} has lora_A {a.shape} and lora_B {b.shape}; expected "
-            "(rank, in) and (out, rank)."
+            f"(rank, in) and (out, rank).{remedy if config.get('use_bdlora') else ''}"
         )
     rank, targets = int(a.shape[0]), config.get("target_parameters") or []
     key = _key_of(config, module)

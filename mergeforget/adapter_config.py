@@ -22,6 +22,10 @@ NAME_SETS = ("target_modules", "exclude_modules")  # sets in PEFT's config
 
 
 DEFAULT_ALPHA = 8  # PEFT's default for a config without lora_alpha
+NO_CHANGE_OF_WEIGHTS = (  # kinds of adapters that add tokens, states or a router instead
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+    "ADAPTION_PROMPT", "LILY", "POLY", "SHADOW", "XLORA",
+)  # fmt: skip
 
 
 def sort_config(folder: Path) -> None:
@@ -48,9 +52,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if not isinstance(config, dict) or kind != "LORA":
+        remedy = (
+            "It does not change weights, so no LoRA is equivalent: evaluate it with PEFT."
+            if kind in NO_CHANGE_OF_WEIGHTS
+            else "Convert it with "
+            f"`mergeforget extract-lora {folder} --base BASE --rank 16 --out OUT`."
+        )
         raise InputError(
-            f"{folder / CONFIG} has the peft_type {kind!r}, but only LORA is supported. Convert "
-            f"it with `mergeforget extract-lora {folder} --base BASE --rank 16 --out OUT`."
+            f"{folder / CONFIG} has the peft_type {kind!r}, but only LORA is supported. {remedy}"
         )
     for fault in _faults(config):
         raise InputError(f"{folder / CONFIG} is malformed: {fault}.")

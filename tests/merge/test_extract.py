@@ -13,8 +13,9 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
-from peft import PeftModel, get_peft_model
-from peft.tuners.lora.config import KasaConfig
+from peft import PeftModel, PromptLearningConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from mergeforget.adapter import read_adapter
+from mergeforget.adapter_config import NO_CHANGE_OF_WEIGHTS
 from mergeforget.cli import main
 from mergeforget.errors import InputError
 from mergeforget.merge.extract import extract_lora
@@ -32,6 +34,9 @@ from mergeforget.tensors import read_safetensors, write_safetensors
 
 IDS = torch.tensor([[3, 5, 7, 11, 2, 30]])
 TARGETS = ["q_proj", "up_proj", "down_proj"]
+BLOCKS = BdLoraConfig(
+    target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj", "down_proj"], nblocks=2
+)
 KINDS: dict[str, Any] = {
     "DoRA": peft.LoraConfig(r=3, use_dora=True, target_modules=TARGETS),
     "PiSSA": peft.LoraConfig(r=3, init_lora_weights="pissa", target_modules=TARGETS),
@@ -42,6 +47,7 @@ KINDS: dict[str, Any] = {
     "OFT": peft.OFTConfig(r=2, oft_block_size=0, target_modules=TARGETS),
     "KaSA": peft.LoraConfig(r=3, target_modules=TARGETS, kasa_config=KasaConfig()),
     "VeRA": peft.VeraConfig(r=8, target_modules=["q_proj"]),
+    "BD-LoRA": peft.LoraConfig(r=4, target_modules=TARGETS, use_bdlora=BLOCKS),
 }
 
 
@@ -126,6 +132,24 @@ def test_an_adapter_that_changes_no_weight_is_refused_by_name(
     model.save_pretrained(str(tmp_path / "prompt"))
     with pytest.raises(InputError, match="PROMPT_TUNING"):
         extract_lora(tmp_path / "prompt", tiny_folder, 4)
+    with pytest.raises(InputError, match="'PROMPT_TUNING'.* no LoRA is equivalent"):
+        read_adapter(tmp_path / "prompt")
+
+
+def test_every_kind_of_prompt_learning_is_known_not_to_change_weights() -> None:
+    prompts = {
+        kind.value
+        for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        if issubclass(config, PromptLearningConfig)
+        or getattr(config, "is_prompt_learning", 0) is True
+    }
+    assert {"PREFIX_TUNING", "CPT"} <= prompts <= set(NO_CHANGE_OF_WEIGHTS)
+
+
+def test_block_diagonal_factors_are_refused_by_name(tiny_folder: Path, tmp_path: Path) -> None:
+    odd = trained(KINDS["BD-LoRA"], tiny_folder, tmp_path / "odd")
+    with pytest.raises(InputError, match=r"use_bdlora.*extract-lora .* --rank 4 "):
+        read_adapter(odd)
 
 
 def trained(config: Any, base: Path, folder: Path) -> Path:
