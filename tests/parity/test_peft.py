@@ -186,6 +186,21 @@ def test_a_negative_weight_of_an_embedding_has_the_sign_where_peft_puts_it(
         assert merged.report["space_error"] == pytest.approx(np.sqrt(share), rel=1e-4)
 
 
+def test_the_sum_of_rslora_adapters_lacks_the_factor_that_peft_adds(
+    base: Path, tmp_path: Path
+) -> None:
+    """PEFT keeps ``use_rslora`` with lora_alpha = rank, which scales the sum by sqrt(rank)."""
+    pair = [make_adapter(base, tmp_path / f"{i}", i, use_rslora=True) for i in (1, 2)]
+    theirs = peft_s_merge(base, pair, tmp_path, combination_type="cat", weights=[1.0, -0.5])
+    one, two = (read_adapter(folder) for folder in pair)
+    ours = merge_adapters([one, two], Candidate("cat", weights=(1.0, -0.5))).adapter
+    for module, delta in ours.deltas.items():
+        wanted = one.deltas[module].dense() - 0.5 * two.deltas[module].dense()
+        np.testing.assert_allclose(delta.dense(), wanted, rtol=1e-4, atol=1e-5)
+        found = theirs.deltas[module].dense()
+        np.testing.assert_allclose(found, 8**0.5 * wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("svd", ["fast", "exact"])
 @pytest.mark.parametrize("rank", [None, 3])
 @pytest.mark.parametrize("name", ["svd", "ties_svd", "magnitude_prune_svd"])
