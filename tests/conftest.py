@@ -107,6 +107,22 @@ def result(knowing: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return call(knowing, tmp_path_factory.mktemp("unlearned") / "run", attacks=["quantise"])
 
 
+@pytest.fixture
+def train(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> Callable[..., Any]:
+    """Trains an adapter of the tiny model: ``train(name="a", sets=TWO, **settings)``.
+
+    Returns the weights of the adapter and the history of the training.
+    """
+    from short_training import TWO, train_short
+
+    def run(name: str = "a", sets: Any = TWO, **more: Any) -> Any:
+        return train_short(tmp_path / name, make_model(), tiny_tokenizer, sets, **more)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def save_adapter() -> Callable[..., Path]:
     """Writes a random LoRA of the tiny model: ``save_adapter(folder, seed=1, layers=2)``."""

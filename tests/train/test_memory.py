@@ -51,6 +51,13 @@ def test_checkpointing_is_chosen_where_the_largest_micro_batch_would_not_fit(
         assert fit_passes(model, encoded, plan).checkpointing is fixed
 
 
+def test_gradient_checkpointing_does_not_change_the_training(train: Callable[..., Any]) -> None:
+    plain, _ = train("plain")
+    saved, _ = train("saved", gradient_checkpointing=True)
+    for key, value in plain.items():
+        torch.testing.assert_close(saved[key], value, rtol=1e-4, atol=1e-6)
+
+
 def test_measuring_memory_changes_neither_weights_nor_random_numbers(
     make_model: Callable[..., Any],
 ) -> None:
