@@ -363,6 +363,17 @@ class Training(RecipeSection):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Training:
+        sets: set[str] = {t.on for t in self.objective}
+        self._check_terms()
+        self._check_direction(sets)
+        self._check_robust(sets)
+        self._check_auto_rate()
+        self._check_batches(sets)
+        self._check_folds(sets)
+        self._check_until(sets)
+        return self
+
+    def _check_terms(self) -> None:
         labels = [t.label for t in self.objective]
         if len(set(labels)) < len(labels):
             raise ValueError(f"the objective names a term twice: {', '.join(labels)}")
@@ -370,7 +381,9 @@ class Training(RecipeSection):
             raise ValueError(
                 f"dual.term is {self.dual.term!r}, but the terms are: {', '.join(labels)}"
             )
-        sets = {t.on for t in self.objective}
+
+    def _check_direction(self, sets: set[str]) -> None:
+        """Check that the objective and the settings of a step suit the direction."""
         if self.direction in ("ngdiff", "gru") and not {"forget", "retain"} <= sets:
             raise ValueError(f"direction {self.direction} needs terms on forget and on retain")
         if self.direction != "sum" and "held" in sets:
@@ -387,6 +400,18 @@ class Training(RecipeSection):
             raise ValueError(
                 f"direction {self.direction} perturbs along the forget gradient: add a forget term"
             )
+        if self.clip_each and self.direction != "ngdiff":
+            raise ValueError(
+                "clip_each applies only to direction ngdiff; max_grad_norm clips a step"
+            )
+        if self._differs("gru_smoothing") and self.direction != "gru":
+            raise ValueError("gru_smoothing applies only to direction gru")
+        if self._differs("sam_radius") and self.direction not in SMOOTHING:
+            raise ValueError("sam_radius applies only to the directions sam, gp and cr")
+        if self._differs("penalty") and self.direction not in ("gp", "cr"):
+            raise ValueError("penalty applies only to the directions gp and cr")
+
+    def _check_robust(self, sets: set[str]) -> None:
         if self.robust and "forget" not in sets:
             raise ValueError("robust perturbs the weights of forget terms: add one on forget")
         if self.robust and self.gradient_checkpointing is True:
@@ -399,21 +424,8 @@ class Training(RecipeSection):
                 "robust exchanges weights in a pass, which compile does not see: leave out one of "
                 "the two"
             )
-        if self.clip_each and self.direction != "ngdiff":
-            raise ValueError(
-                "clip_each applies only to direction ngdiff; max_grad_norm clips a step"
-            )
-        if self._differs("gru_smoothing") and self.direction != "gru":
-            raise ValueError("gru_smoothing applies only to direction gru")
-        if self._differs("sam_radius") and self.direction not in SMOOTHING:
-            raise ValueError("sam_radius applies only to the directions sam, gp and cr")
-        if self._differs("penalty") and self.direction not in ("gp", "cr"):
-            raise ValueError("penalty applies only to the directions gp and cr")
-        if self.average and (self.until or self.watch):
-            raise ValueError(
-                "average replaces the last weights by a mean, which until and watch do not measure:"
-                " leave out average, or until and watch"
-            )
+
+    def _check_auto_rate(self) -> None:
         if self.auto_rate and (self.direction, self.optimizer) != ("ngdiff", "sgd"):
             raise ValueError(
                 "auto_rate needs the update theta - eta g: set direction: ngdiff and optimizer: sgd"
@@ -422,8 +434,22 @@ class Training(RecipeSection):
             raise ValueError("auto_rate chooses the learning rate: set schedule: constant")
         if self.auto_rate and self.warmup_epochs:
             raise ValueError("auto_rate chooses the learning rate: leave out warmup_epochs")
+
+    def _check_batches(self, sets: set[str]) -> None:
+        """Check the settings against the sets of rows that a batch contains."""
         if self.chunk_rows and self.batches != "together":
             raise ValueError(f"chunk_rows needs batches: together, not {self.batches}")
+        if self.batches != "together" and self.direction != "sum":
+            raise ValueError(
+                f"batches: {self.batches} has one set per step, but direction {self.direction} "
+                "needs two: set batches: together"
+            )
+        if self.batches == "by_set" and self.retain_per_forget != 1:
+            raise ValueError("batches: by_set uses each retain row once; omit retain_per_forget")
+        if "held" in sets and self.batches != "together":
+            raise ValueError(f"held rows need batches: together, not {self.batches}")
+
+    def _check_folds(self, sets: set[str]) -> None:
         alone = self.chunk_rows or self.until or self.watch
         if self.folds and (alone or self.batches != "together"):
             raise ValueError(
@@ -436,13 +462,14 @@ class Training(RecipeSection):
             )
         if self.folds and self.retain_rows == "same_index":
             raise ValueError("folds draws retain rows by stage: leave out retain_rows: same_index")
-        if self.batches != "together" and self.direction != "sum":
+
+    def _check_until(self, sets: set[str]) -> None:
+        """Check what chooses the step at which a training ends, and the weights it keeps."""
+        if self.average and (self.until or self.watch):
             raise ValueError(
-                f"batches: {self.batches} has one set per step, but direction {self.direction} "
-                "needs two: set batches: together"
+                "average replaces the last weights by a mean, which until and watch do not measure:"
+                " leave out average, or until and watch"
             )
-        if self.batches == "by_set" and self.retain_per_forget != 1:
-            raise ValueError("batches: by_set uses each retain row once; omit retain_per_forget")
         if self.until and (self.chunk_rows or self.auto_rate or self.watch):
             raise ValueError(
                 "until chooses the learning rate: leave out chunk_rows, auto_rate and watch"
@@ -453,9 +480,6 @@ class Training(RecipeSection):
             raise ValueError("until trains an adapter: leave out full")
         if self.until and "retain" not in sets:
             raise ValueError("until measures retention: add a term on retain to the objective")
-        if "held" in sets and self.batches != "together":
-            raise ValueError(f"held rows need batches: together, not {self.batches}")
-        return self
 
     def _differs(self, name: str) -> bool:
         """Return whether a key differs from its default; a run's recipe lists all defaults."""
