@@ -123,31 +123,18 @@ def train_adapter(
                     )
                 )  # fmt: skip
         encoded = encode_sets(tokenizer, sets, training, template, others)
-        if training.until:
-            sets = row_per_example(sets, encoded, training)
-        if training.until:
-            sets = other_forms(tokenizer, sets, training, template, encoded)
-        retain_places: list[int] = []
-        if training.until and training.until.retain_variants:
-            with as_reference(policy):
-                encoded["retain"], retain_places = retain_variants(
-                    policy, tokenizer, sets["retain"], training, template, encoded["retain"]
-                )
         controller = None
         if training.until:
+            sets = row_per_example(sets, encoded, training)
+            sets = other_forms(tokenizer, sets, training, template, encoded)
+            retain_places: list[int] = []
+            if training.until.retain_variants:
+                with as_reference(policy):
+                    encoded["retain"], retain_places = retain_variants(
+                        policy, tokenizer, sets["retain"], training, template, encoded["retain"]
+                    )
             measured = _measured(sets, encoded, retain_places)
-            with as_reference(policy):
-                measured.measure_levels(policy)
-            if measured.known_groups:
-                say(
-                    f"{job.stage}: the base knows the wording of forget rows, so that it predicts "
-                    "their twins too well. Their levels follow the twins of unseen rows, which are "
-                    "also held instead."
-                )
-                encoded = {**encoded, "held": measured.to_hold()}
-            unseen = sets.get("unseen", ())
-            if measured.repeated > REPEATED and all(map(stands_in, unseen)):
-                measured.nothing_is_guessed()
+            encoded = _levels_of(measured, policy, sets, encoded, job.stage)
             controller = UntilController(
                 training,
                 measured,
@@ -195,6 +182,30 @@ def _measured(
         retain_places=retain_places,
         forms={name: [one.form for one in encoded.get(name, ())] for name in ("forget", "unseen")},
     )
+
+
+def _levels_of(
+    measured: MeasuredSets,
+    policy: Any,
+    sets: Mapping[str, Sequence[Row]],
+    encoded: dict[str, list[Encoded]],
+    stage: str,
+) -> dict[str, list[Encoded]]:
+    """Measure the levels of the rows under the base; return the sets to train on.
+
+    They differ from ``encoded`` where the twins of forget rows give no level of unseen rows.
+    """
+    with as_reference(policy):
+        measured.measure_levels(policy)
+    if measured.repeated > REPEATED and all(map(stands_in, sets.get("unseen", ()))):
+        measured.nothing_is_guessed()
+    if not measured.known_groups:
+        return encoded
+    say(
+        f"{stage}: the base knows the wording of forget rows, so that it predicts their twins too "
+        "well. Their levels follow the twins of unseen rows, which are also held instead."
+    )
+    return {**encoded, "held": measured.to_hold()}
 
 
 def levels_by_row(
@@ -264,29 +275,15 @@ def fit(
     """Run the Trainer on tokenised sets; resume from the last checkpoint if ``job.resume``."""
     for every in sets.values():
         check_token_ids(model, [one.ids for one in every])
-    trained = {name: rows for name, rows in sets.items() if name not in MEASURED}
     plan = training if isinstance(training, Training) else None
-    rows = PairedRows(
-        trained,
-        seed=training.seed,
-        same_index=plan is not None and plan.retain_rows == "same_index",
-        partners=plan.retain_per_forget if plan else 1,
-        cyclic=bool(plan and plan.chunk_rows),
-        staged=bool(plan and plan.folds),
-    )
+    rows = _paired_rows(sets, plan, training.seed)
     # without a plan, a step is divided into one micro-batch per rank
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, world_size())
     order = order_of(training, rows, accumulation)
     epoch_steps = steps_per_epoch(order, accumulation)
     dual = DualWeight.of(plan.dual, terms, epoch_steps) if plan is not None and plan.dual else None
     callbacks = callbacks_of(training, sets, rows, order, job, dual, controller, snapshot)
-    partners = job.partners
-    trainings = 2 if partners is not None and partners.joined else 1
-    passes = Passes(CPU_TOKENS, False)
-    if plan is not None:
-        passes = fit_passes(model, sets, plan, job.stage, trainings=trainings)
-    if partners is not None and passes.checkpointing:
-        partners.separate(f"{job.stage} needs gradient checkpointing")
+    passes = _passes(model, sets, plan, job)
     steering = plan is not None and plan.direction != "sum"
     more: dict[str, Any] = {"training": plan} if steering else {}
     one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
@@ -324,11 +321,39 @@ def fit(
         dual.trainer = trainer
     if controller is not None:
         controller.trainer = trainer
-    trainer.partners = partners
+    trainer.partners = job.partners
     if plan is not None:
         _add_weights(trainer, model, sets, plan)
     with compiled_layers(model) if plan is not None and plan.compile else nullcontext():
         _run(trainer, job, controller)
+
+
+def _paired_rows(
+    sets: Mapping[str, Sequence[Encoded]], plan: Training | None, seed: int
+) -> PairedRows:
+    """Return the forget rows with their partners from the other sets that are trained on."""
+    return PairedRows(
+        {name: rows for name, rows in sets.items() if name not in MEASURED},
+        seed=seed,
+        same_index=plan is not None and plan.retain_rows == "same_index",
+        partners=plan.retain_per_forget if plan else 1,
+        cyclic=bool(plan and plan.chunk_rows),
+        staged=bool(plan and plan.folds),
+    )
+
+
+def _passes(
+    model: Any, sets: Mapping[str, Sequence[Encoded]], plan: Training | None, job: TrainingJob
+) -> Passes:
+    """Return the size of a pass; a training that needs checkpointing leaves its partners."""
+    if plan is None:
+        return Passes(CPU_TOKENS, False)
+    partners = job.partners
+    trainings = 2 if partners is not None and partners.joined else 1
+    passes = fit_passes(model, sets, plan, job.stage, trainings=trainings)
+    if partners is not None and passes.checkpointing:
+        partners.separate(f"{job.stage} needs gradient checkpointing")
+    return passes
 
 
 def _add_weights(
