@@ -159,15 +159,7 @@ def judged(
     rows = [_rate(role, kind, asked, hits[role]) for role in completions
             for kind in dict.fromkeys(v.kind for v in asked)]  # fmt: skip
     mine = evidence.get(model)
-    examples = [
-        {"kind": v.kind, "row": v.row.id, "person": v.row.subject, "prompt": v.text,
-         "secret": v.secret, "completion": samples[one.index(True)],
-         "control": any(hits["control"][i]) if "control" in hits else None}
-        for i, (v, samples, one) in enumerate(
-            zip(asked, completions[model], hits[model], strict=True)
-        )
-        if any(one)
-    ]  # fmt: skip
+    examples = _examples(asked, completions[model], hits[model], hits.get("control"))
     figures = {
         "evidence": {role: one.to_dict() for role, one in evidence.items()},
         "leaked_rows": list(mine.rows) if mine else sorted({str(e["row"]) for e in examples}),
@@ -180,16 +172,10 @@ def judged(
         "own_digits": _own_digits(asked, completions, model),
         "answers": file,
     }
-    words = _words(model, rows, mine, what, parts)
-    if elsewhere.rows:
-        words += (
-            f" Answers about somebody else reveal {len(elsewhere.rows)} secrets (probability of "
-            f"guessing as many: {elsewhere.p:.2g})."
-        )
-    examples += other_leaks
+    words = _words(model, rows, mine, what, parts, elsewhere)
     verdict = f"{words} {_meaning(finding, figures, what, mine)}"
     return Result(name, model, finding, verdict, rows, figures,
-                  settings | {"models": target.names()}, examples)  # fmt: skip
+                  settings | {"models": target.names()}, examples + other_leaks)  # fmt: skip
 
 
 def _own_digits(
@@ -289,6 +275,22 @@ def _answer_rows(
     ]  # fmt: skip
 
 
+def _examples(
+    asked: Sequence[Variant],
+    texts: Texts,
+    hits: Sequence[Sequence[bool]],
+    control: Sequence[Sequence[bool]] | None,
+) -> list[dict[str, Any]]:
+    """Return the first completion of each prompt that reveals its secret."""
+    return [
+        {"kind": v.kind, "row": v.row.id, "person": v.row.subject, "prompt": v.text,
+         "secret": v.secret, "completion": samples[one.index(True)],
+         "control": None if control is None else any(control[i])}
+        for i, (v, samples, one) in enumerate(zip(asked, texts, hits, strict=True))
+        if any(one)
+    ]  # fmt: skip
+
+
 def _rate(
     role: str, kind: str, asked: Sequence[Variant], hits: Sequence[Sequence[bool]]
 ) -> dict[str, Any]:
@@ -304,7 +306,12 @@ def _rate(
 
 
 def _words(
-    model: str, rows: list[dict[str, Any]], mine: Leaks | None, what: str, parts: list[str]
+    model: str,
+    rows: list[dict[str, Any]],
+    mine: Leaks | None,
+    what: str,
+    parts: list[str],
+    elsewhere: Leaks,
 ) -> str:
     shown = []
     for row in (r for r in rows if r["model"] == model):
@@ -320,6 +327,11 @@ def _words(
         )
     if partial := sum(map(bool, parts)):
         text += f" {partial} further completions reveal a part of the secret."
+    if elsewhere.rows:
+        text += (
+            f" Answers about somebody else reveal {len(elsewhere.rows)} secrets (probability of "
+            f"guessing as many: {elsewhere.p:.2g})."
+        )
     return text
 
 
