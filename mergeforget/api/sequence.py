@@ -247,10 +247,8 @@ def _prepare(
     The result maps the name of a request to its sources. A repeated call reads what the first one
     wrote.
     """
-    from mergeforget.errors import InputError, UsageError
+    from mergeforget.errors import InputError
     from mergeforget.files import read_json_object, write_json, write_jsonl
-    from mergeforget.recipe import change
-    from mergeforget.run import Run
 
     names = [f"{i}-{_stem(source)}" for i, source in enumerate(given["forget"], 1)]
     folder = root / "requests"
@@ -269,20 +267,39 @@ def _prepare(
     if (root / "recipe.yaml").exists():
         raise InputError(f"{root} contains a run. Choose another --out for a sequence.")
     chosen = _recipe(recipe, facts)
+    requests = _read_requests(root, names, facts, given, chosen, approve)
+    for name, sets in requests.items():
+        for split, rows in sets.items():
+            write_jsonl(files[name][split], [row.to_dict() for row in rows])
+    write_json(root / REQUEST, facts)
+    return files
+
+
+def _read_requests(
+    root: Path,
+    names: Sequence[str],
+    facts: dict[str, Any],
+    given: dict[str, list[Any]],
+    recipe: Recipe,
+    approve: Callable[[list[Any]], bool] | None,
+) -> dict[str, dict[str, list[Row]]]:
+    """Read and check the rows of every request; return them by request and split."""
+    from mergeforget.errors import UsageError
+    from mergeforget.recipe import change
+    from mergeforget.run import Run
+
     for sources in zip(*given.values(), strict=True):
-        check_sources(chosen, dict(zip(SOURCES, sources, strict=True)))
-    turns = turns_of(chosen)
-    base = folded_base(Run(root / names[0]), facts)
-    chosen = change(chosen, model={"name": base})
-    data = chosen.data
-    reader = RequestReader(partial(own_answers, chosen), turns, data.columns)
+        check_sources(recipe, dict(zip(SOURCES, sources, strict=True)))
+    turns = turns_of(recipe)
+    recipe = change(recipe, model={"name": folded_base(Run(root / names[0]), facts)})
+    reader = RequestReader(partial(own_answers, recipe), turns, recipe.data.columns)
     forget = [renamed(reader.read(one), "forget") for one in given["forget"]]
     if reader.generated and approve is not None and not approve(reader.generated):
         raise UsageError("The generated rows were not approved; nothing was trained.")
     _check_distinct(names, forget)
-    all_forget = [row for rows in forget for row in rows]
-    gone = [*all_forget, *earlier_rows(facts)]
+    gone = [*(row for rows in forget for row in rows), *earlier_rows(facts)]
     own = reader.own_retain(gone) if None in given["retain"] else []
+    requests = {}
     for place, name in enumerate(names):
         sets = {"forget": forget[place]}
         for split in ("retain", "holdout"):
@@ -291,10 +308,8 @@ def _prepare(
                 rows = own if source is None else reader.read(source, split)
                 check_not_in(gone, rows, split)
                 sets[split] = renamed(rows, split)
-        for split, rows in sets.items():
-            write_jsonl(files[name][split], [row.to_dict() for row in rows])
-    write_json(root / REQUEST, facts)
-    return files
+        requests[name] = sets
+    return requests
 
 
 def _recipe(recipe: str | Path | Recipe, facts: dict[str, Any]) -> Recipe:

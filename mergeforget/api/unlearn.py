@@ -134,10 +134,8 @@ def unlearn(
         >>> print(result)  # doctest: +SKIP
     """
     from mergeforget.analysis.verification import evidence_hash
-    from mergeforget.api.attacking import attack
     from mergeforget.attack.driver import attack_names
     from mergeforget.attack.headline import keep_verdict
-    from mergeforget.attack.target import NotApplicableError
     from mergeforget.console import say
     from mergeforget.model_files import locate
     from mergeforget.search.driver import Options, search
@@ -164,16 +162,7 @@ def unlearn(
             name = choice.scored.name
             job.facts |= {f"chosen {name}": f"AUC {auc:.2f}" for auc in _auc_of(run, name)}
         with job.stage("attacks"):
-            for one in attacks:
-                if _is_attacked(run, name, one):
-                    continue
-                if job.spent:
-                    notes.append(f"No time was left for the attack {one}.")
-                    continue
-                try:
-                    attack(run.root, [one], control=control)
-                except NotApplicableError as error:  # not a reason to lose the whole job
-                    notes.append(f"The attack {one} did not run: {error}")
+            notes += _attack(run, name, attacks, control, job)
         with job.stage("earlier requests"):
             again = recheck(run, chosen, name)  # before the report, whose verdict reads it
             if (run.attacks / "verdict.json").is_file():  # written after the last attack
@@ -292,6 +281,27 @@ def answers_of(run: Run, chosen: str, shown: Mapping[str, int]) -> list[dict[str
                 "before": line["completion"].strip(), "after": now.strip(),
             })  # fmt: skip
     return rows
+
+
+def _attack(
+    run: Run, model: str, attacks: Sequence[str], control: str | None, job: Job
+) -> list[str]:
+    """Run the attacks that are still missing; return a note on each that did not run."""
+    from mergeforget.api.attacking import attack
+    from mergeforget.attack.target import NotApplicableError
+
+    notes = []
+    for one in attacks:
+        if _is_attacked(run, model, one):
+            continue
+        if job.spent:
+            notes.append(f"No time was left for the attack {one}.")
+            continue
+        try:
+            attack(run.root, [one], control=control)
+        except NotApplicableError as error:  # not a reason to lose the whole job
+            notes.append(f"The attack {one} did not run: {error}")
+    return notes
 
 
 def _is_attacked(run: Run, model: str, attack: str) -> bool:
