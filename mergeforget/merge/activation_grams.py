@@ -63,18 +63,7 @@ def grams_of(
     check_layers_only(adapters, candidate.method)
     candidate = canonical(candidate)
     takes = MERGE_METHODS.get(candidate.method).parameters
-    if "grams" in takes and any(adapter.embeddings for adapter in adapters):
-        raise UsageError(
-            f"{candidate.method} needs the inputs of linear layers, but an adapter has LoRA on an "
-            "embedding, whose inputs are token ids. Use fisher, or a method without data."
-        )
-    if "contrast" in takes and len(files) != 2:
-        raise UsageError(f"{candidate.method} needs --data FORGET --data RETAIN, two files.")
-    if "contrast" not in takes and len(files) not in (1, len(adapters)):
-        raise UsageError(
-            f"There are {len(adapters)} adapters and {len(files)} files of data. Give --data once "
-            "for each adapter, in their order, or once for all."
-        )
+    _check_data(candidate.method, takes, adapters, files)
     loaded = load_model(base)
     model, tokenizer = loaded.model, loaded.tokenizer
     template = template_of(tokenizer, spec) if spec else PromptTemplate.resolve(tokenizer)
@@ -107,6 +96,24 @@ def grams_of(
                 continue
             per_file.append(input_grams(model, tokenizer, rows, adapter, template))
     return {m: [one[m] for one in per_file if m in one] for m in set().union(*per_file)}
+
+
+def _check_data(
+    method: str, takes: Mapping[str, Any], adapters: Sequence[Adapter], files: Sequence[Path]
+) -> None:
+    """Raise UsageError if a method cannot use the adapters or the number of files."""
+    if "grams" in takes and any(adapter.embeddings for adapter in adapters):
+        raise UsageError(
+            f"{method} needs the inputs of linear layers, but an adapter has LoRA on an embedding, "
+            "whose inputs are token ids. Use fisher, or a method without data."
+        )
+    if "contrast" in takes and len(files) != 2:
+        raise UsageError(f"{method} needs --data FORGET --data RETAIN, two files.")
+    if "contrast" not in takes and len(files) not in (1, len(adapters)):
+        raise UsageError(
+            f"There are {len(adapters)} adapters and {len(files)} files of data. Give --data once "
+            "for each adapter, in their order, or once for all."
+        )
 
 
 def layerwise_grams(

@@ -41,7 +41,7 @@ from mergeforget.search.grid import PredictedDensity, begin_at, grid, layer_grou
 from mergeforget.search.objective import ATTACKED, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import score_parts
-from mergeforget.search.split import load_data
+from mergeforget.search.split import SearchData, load_data
 from mergeforget.search.store import JOURNAL, Store, settings_of, template_facts
 from mergeforget.search.warnings import one_sided
 
@@ -129,22 +129,12 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
             f"evaluation.mmlu in {run.recipe}, or with --set evaluation.mmlu=FOLDER when training."
         )
     pair = read_pair(run)
-    for candidate in grid(spec):
-        if candidate.rank is not None:
-            check_rank(candidate, pair, candidate.rank)
-    if spec.groups > 1:
-        layer_groups(pair[0].deltas, spec.groups)
+    _check_fits(pair, spec)
     if omitted := left_out(spec):
         say(omitted)
     with run.lock():
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
-        checked = any(training.until for training in recipe.trainings().values())
-        if checked and data.difficulty and spec.seed != recipe.search.seed:
-            raise UsageError(
-                f"--seed {spec.seed} would report on rows that the training has used: its checks "
-                f"compared the non-members of the selection split of seed {recipe.search.seed}. "
-                "Omit --seed, or give other non-members with --holdout."
-            )
+        _check_seed(spec.seed, recipe, data)
         store = Store(run)
         tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": run.base()}))
         all_rows = [*data.forget, *data.retain, *data.members, *data.nonmembers]
@@ -173,6 +163,26 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         searching = Searching(run, recipe, options, settings, explorer, data.evaluated)
         searching.measure_anchors()
         yield searching
+
+
+def _check_fits(pair: Sequence[Adapter], spec: SearchSpec) -> None:
+    """Raise UsageError if the pair has too few ranks or layers for a search."""
+    for candidate in grid(spec):
+        if candidate.rank is not None:
+            check_rank(candidate, pair, candidate.rank)
+    if spec.groups > 1:
+        layer_groups(pair[0].deltas, spec.groups)
+
+
+def _check_seed(seed: int, recipe: Recipe, data: SearchData) -> None:
+    """Raise UsageError if the report split of a seed contains rows that the training has used."""
+    checked = any(training.until for training in recipe.trainings().values())
+    if checked and data.difficulty and seed != recipe.search.seed:
+        raise UsageError(
+            f"--seed {seed} would report on rows that the training has used: its checks compared "
+            f"the non-members of the selection split of seed {recipe.search.seed}. Omit --seed, or "
+            "give other non-members with --holdout."
+        )
 
 
 def _largest_rank(adapter: Adapter) -> int:
