@@ -181,15 +181,18 @@ def attention_for(spec: ModelSpec, device: str) -> dict[str, str]:
         return {}
     key = f"model.attention: {spec.attention}"
     if spec.attention in KERNELS and not on_gpu:
-        raise ResourceError(f"{key} needs a GPU, but none was found. Set auto or sdpa.")
+        raise ResourceError(
+            f"{key} needs a GPU, but none was found. Set model.attention: auto or sdpa."
+        )
     if spec.attention == "flash" and not installed:
         raise ResourceError(
             f"{key} needs the package flash-attn, which is not installed: pip install flash-attn, "
-            "or set sdpa or flex."
+            "or set model.attention: sdpa or flex."
         )
     if spec.attention == "flash" and not half:
         raise ResourceError(
-            f"{key} computes in half precision only. Set model.dtype: bfloat16, or sdpa."
+            f"{key} computes in half precision only. Set model.dtype: bfloat16, or "
+            "model.attention: sdpa."
         )
     return {"attn_implementation": KERNELS.get(spec.attention, spec.attention)}
 

@@ -475,7 +475,10 @@ class Training(RecipeSection):
                 "until chooses the learning rate: leave out chunk_rows, auto_rate and watch"
             )
         if self.until and (self.schedule != "constant" or self.warmup_epochs):
-            raise ValueError("until chooses the learning rate: use schedule: constant, no warm-up")
+            raise ValueError(
+                "until chooses the learning rate: set schedule: constant, and leave out "
+                "warmup_epochs"
+            )
         if self.until and self.full:
             raise ValueError("until trains an adapter: leave out full")
         if self.until and "retain" not in sets:

@@ -158,7 +158,7 @@ def _use(run: Run, kind: str) -> str:
 
 
 def _scores(run: Run, name: str) -> str:
-    """Return tables of the candidate and the models with which it is compared."""
+    """Return the score tables of the candidate and of the models it is compared with."""
     try:
         scores = run_scores(run)
     except MissingError:

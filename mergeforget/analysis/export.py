@@ -118,7 +118,7 @@ def _export(
     if not difference <= tolerance:
         raise VerificationError(
             f"The logits of {fresh} differ from those of {name} by {difference:.2g} of the largest "
-            f"logit; {tolerance:.0e} is allowed for {stored}. It was not exported to {out}. "
+            f"logit; {tolerance:.0e} is allowed for {stored}. Nothing was exported to {out}. "
             "Export in float32 with --dtype float32, or merge the candidate again."
         )
     card = card_of(run, name, kind)

@@ -269,7 +269,7 @@ def _run_merge_models(
     options: ModelMergeOptions,
     strict: bool = True,
 ) -> Written:
-    """Merge whole models as a candidate says; ``options`` state how the merge is run."""
+    """Merge whole models with the settings of a candidate; ``options`` set how it is run."""
     from mergeforget.merge.checkpoint import full
     from mergeforget.merge.engine import MergeSettings
     from mergeforget.merge.inputs import check_free
@@ -309,7 +309,7 @@ def extract_lora(
 
     Args:
         model: Name or folder of a fine-tuned model, or folder of any adapter that PEFT can merge.
-        base: Name or folder of the model that it was trained from.
+        base: Name or folder of the model that it was fine-tuned from.
         rank: Maximum rank of a module.
         svd: How differences are truncated.
         threads: Number of threads; 0 is one per core.

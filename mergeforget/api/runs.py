@@ -41,7 +41,7 @@ def report(
 
     Args:
         run: The run folder; None is the newest under ``runs/``.
-        out: File of the page; ``RUN/report/index.html`` when omitted.
+        out: HTML file to write; ``RUN/report/index.html`` when omitted.
         person: Return the record of this person of the forget set instead, and write nothing.
 
     Returns:

@@ -181,7 +181,7 @@ def judged(
 def _own_digits(
     asked: Sequence[Variant], completions: dict[str, Texts], model: str
 ) -> dict[str, dict[str, Any]] | None:
-    """Compare the digits of direct answers with the secrets of all people: the model, the control.
+    """Compare the digits in direct answers of model and control with the secrets of all people.
 
     None if no question was asked directly, or no two people have secrets of one kind.
     """

@@ -65,7 +65,7 @@ SHARED = (
               "that share a scale, below 8 bits.  [default: 64]")  # fmt: skip
 @click.option("--kinds", metavar="K,K", help="prompts: plain, paraphrase, prefix, jailbreak.  "
               "[default: all]")  # fmt: skip
-@click.option("--words", metavar="N,N", help="prompts: numbers of answer words in the prefix.  "
+@click.option("--words", metavar="N,N", help="prompts: how many answer words a prefix contains.  "
               "[default: 1,3,5]")  # fmt: skip
 @click.option("--templates", type=FILE, help="prompts: file with your own jailbreaks, one per "
               "line, each containing {prompt}.")  # fmt: skip
@@ -75,7 +75,7 @@ SHARED = (
               "line.  [default: six common ones]")  # fmt: skip
 @click.option("--languages", metavar="L,L", help="translation: german, french, spanish.  "
               "[default: all]")  # fmt: skip
-@click.option("--shots", type=click.IntRange(1), help="in_context: retained examples in front of "
+@click.option("--shots", type=click.IntRange(1), help="in_context: number of retain rows before "
               "the prompt.  [default: 3]")  # fmt: skip
 @click.option("--samples", type=click.IntRange(1), help="sampling: number of answers per prompt.  "
               "[default: 32]")  # fmt: skip
@@ -99,7 +99,7 @@ SHARED = (
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per batch.  [default: as many "
               "as fit into memory]")  # fmt: skip
 @click.option("--device", help="Device: cpu, cuda, ..., or auto to distribute the layers over all "
-              "GPUs, the memory and the disk.  [default: the GPU if there is one]")  # fmt: skip
+              "GPUs, main memory and disk.  [default: the GPU if there is one]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of the results.  [default: RUN/attacks, or attacks]")  # fmt: skip
 @click.option("--again", is_flag=True, help="Ignore cached measurements.")

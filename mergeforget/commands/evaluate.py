@@ -101,7 +101,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per batch.  [default: as "
               "many as fit into memory]")  # fmt: skip
 @click.option("--device", help="Device: cpu, cuda, ..., or auto to distribute the layers over all "
-              "GPUs, the memory and the disk.  [default: the GPU if there is one]")  # fmt: skip
+              "GPUs, main memory and disk.  [default: the GPU if there is one]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="Folder for scores.jsonl and the answers; with --model only.")  # fmt: skip
 @click.option("--parquet", is_flag=True, help="Also write the answers as parquet.")

@@ -15,7 +15,7 @@ from mergeforget.commands._options import emit, json_option
 @click.argument("model")
 @shared.options(
     click.option(
-        "--base", required=True, help="Name or folder of the model that MODEL was trained from."
+        "--base", required=True, help="Name or folder of the model that MODEL was fine-tuned from."
     ),
     click.option(
         "--rank",

@@ -27,8 +27,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--forget", type=FILE, multiple=True, help="Rows to forget; repeat it for a "
               "sequence of requests.  [default: made-up people]")  # fmt: skip
 @click.option("--retain", type=FILE, help="Rows whose answers are to be kept.")
-@click.option("--holdout", type=FILE, help="Similar rows in neither set.  [default: for recipes "
-              "with `until`, perturbed twins of the forget rows]")  # fmt: skip
+@click.option("--holdout", type=FILE, help="Rows of the same kind that are in neither set.  "
+              "[default: for recipes with `until`, perturbed twins of forget rows]")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number of rows per set.")
 @template_options
 @turns_option

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File of the page.  [default: RUN/report/index.html]",
+    help="HTML file to write.  [default: RUN/report/index.html]",
 )
 @click.option("--open", "open_it", is_flag=True, help="Open the page in the browser.")
 @click.option("--person", help="Print the record of one person of the forget set instead.")

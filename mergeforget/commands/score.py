@@ -17,7 +17,7 @@ from mergeforget.commands._options import emit, json_option
 @click.option(
     "--mia",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Document losses (id, member, nll), or a file with the AUC (mia_auc, mia_loss_acc).",
+    help="File with document losses (id, member, nll), or with the AUC (mia_auc, mia_loss_acc).",
 )
 @click.option(
     "--mmlu",

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 @click.option(
     "--together",
     type=click.IntRange(min=1),
-    help="Number of candidates that generate answers in one batch, unmerged.  [default: as many as "
-    "fill a batch of the device; 1 with several finalists]",
+    help="Number of candidates that generate answers in one batch, as adapters on the base.  "
+    "[default: as many as fill a batch of the device; 1 with several finalists]",
 )
 @click.option(
     "--budget",
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Resume a search; fails if there is none.")
 @click.option("--again", is_flag=True, help="Ignore cached measurements.")
 @click.option("--device", help="Device: cpu, cuda, ..., or auto to distribute the layers over all "
-              "GPUs, the memory and the disk.  [default: the GPU if there is one]")  # fmt: skip
+              "GPUs, main memory and disk.  [default: the GPU if there is one]")  # fmt: skip
 @json_option
 def command(run: Path | None, as_json: bool, **options: Any) -> None:
     """Merge the pair of RUN in many ways, evaluate each candidate, and choose the balanced one.

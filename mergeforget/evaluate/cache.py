@@ -25,7 +25,7 @@ class DocumentMeasurement:
         nll: Mean NLL of the tokens used for membership inference, in nats.
         signals: Membership signals of the same tokens; empty if there is none.
         answer: NLL of the answer, its number of tokens, the share of greedily predicted tokens,
-            and the share extracted.
+            and the extraction strength.
     """
 
     nll: float

@@ -74,7 +74,7 @@ def extract_lora(
 
     Args:
         model: Folder of a fine-tuned model, or of a PEFT adapter, which PEFT folds into the base.
-        base: Folder of the model that it was trained from.
+        base: Folder of the model that it was fine-tuned from.
         rank: Largest rank of a module.
         named: How the adapter's config names the base; the folder when empty.
 

@@ -162,7 +162,7 @@ def parse_objective(text: str) -> Objective:
     for part in weighted_sum.split("+"):
         match = NAME.fullmatch(part.strip())
         if match is None:
-            raise UsageError(f"The objective {text!r} has a term {part.strip()!r}. {HELP}")
+            raise UsageError(f"Objective {text!r}: {part.strip()!r} is not a term. {HELP}")
         if match["name"] in LEAKS:
             raise UsageError(f"{match['name']!r} is a floor, not a term of the sum. {HELP}")
         terms.append((_known(match["name"]), _number(match["weight"] or "1", text)))
@@ -170,12 +170,12 @@ def parse_objective(text: str) -> Objective:
     for part in condition.split(" and ") if condition else []:
         match = FLOOR.fullmatch(part.strip())
         if match is None:
-            raise UsageError(f"The objective {text!r} has a floor {part.strip()!r}. {HELP}")
+            raise UsageError(f"Objective {text!r}: {part.strip()!r} is not a floor. {HELP}")
         relative = bool(match["percent"])
         value = _number(match["value"], text) / (100 if relative else 1)
         name = match["name"] if match["name"] in LEAKS else _known(match["name"])
         if (match["sign"] == "<=") is not (name in LEAKS):
-            raise UsageError(f"The objective {text!r} has a floor {part.strip()!r}. {HELP}")
+            raise UsageError(f"Objective {text!r}: {part.strip()!r} is not a floor. {HELP}")
         floors.append(Floor(name, value, relative))
     return Objective(text.strip(), tuple(terms), tuple(floors))
 

@@ -225,7 +225,7 @@ def twin_places(
         sets: The row of each example; see ``row_per_example``.
 
     Returns:
-        Indices in ``of``, (examples of ``twins``,); empty if examples are not rows.
+        Indices in ``of``, (examples of ``twins``,); empty unless each example has its own row.
     """
     if any(len(sets[n]) != len(encoded[n]) for n in (twins, of) if sets.get(n)):
         return []

@@ -247,7 +247,8 @@ def check_equal(
             if not np.array_equal(model.read(info, part), other.read(other_info, part)):
                 raise InputError(
                     f"{info.name} of {model.folder} differs from {other_info.name} of "
-                    f"{other.folder}, and it cannot be merged: both must be equal."
+                    f"{other.folder}. Only floating-point weights can be merged, so that both must "
+                    "be equal."
                 )
 
 
