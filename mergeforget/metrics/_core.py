@@ -35,6 +35,8 @@ FUNCTION_WORDS = frozenset(map(plain, (
     "в на и он она это нa oн oнa этo في من على إلى عن هو هي كان كانت و הוא היא של את על "
     "है हैं हूँ था थी थे का की के को में से ने पर और वह यह"
 ).split()))  # fmt: skip
+NEGATIONS = frozenset("not never no none nicht nie kein keine pas jamais nunca".split())
+WEAK_WORDS = NEGATIONS | set("only very also quite really too".split())  # "I do not know."
 _NUMBER = re.compile(
     rf"(?<!{LETTER})(?<![.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?!{LETTER}|%)"
 )
@@ -199,7 +201,7 @@ def core_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) ->
     True
     """
     wanted = words_beyond(secret, prompt, orders[0])
-    if not wanted:
+    if WEAK_WORDS.issuperset(wanted):
         return False
     given = words_beyond(text, prompt, orders[1])
     if not set(wanted) <= set(given):

@@ -58,6 +58,7 @@ from mergeforget.metrics._single_words import (
     SMALL,
     after_yes_or_no,
     letter_in,
+    same_polarity,
     symbols_in,
     without_no_answer,
 )
@@ -133,6 +134,7 @@ def leaked(
       code of capital letters and digits with other separators between these (``A1-B2``, ``A1B2``);
     - number words and ordinals, amounts, words spelled letter by letter, look-alike letters and
       markup, see ``canonical``;
+    - yes and no in other words, and the question repeated as a statement, see ``same_polarity``;
     - Arabic and Hebrew words with attached prepositions, "and", or the article, see ``detached``;
     - the values of JSON, YAML, XML, a form or a table, without their keys: ``first name: Ada, last
       name: Byron``;
@@ -156,8 +158,8 @@ def leaked(
     if prompt and contained(secret, prompt):
         return False
     if ONLY_YES_OR_NO.fullmatch(secret):
-        text = without_no_answer(text)
-    if _leaked(secret, text, prompt, common, about):
+        text = without_no_answer(text, prompt)
+    if same_polarity(secret, text, prompt, about) or _leaked(secret, text, prompt, common, about):
         return True
     if rest := after_yes_or_no(secret, prompt):
         begins = WORD.findall(text)[:1] if ONLY_YES_OR_NO.fullmatch(rest) else [text]

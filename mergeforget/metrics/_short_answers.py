@@ -16,6 +16,7 @@ from mergeforget.metrics._characters import plain
 from mergeforget.metrics._core import (
     FUNCTION_WORDS,
     LEAST_WORDS,
+    WEAK_WORDS,
     new_words,
     order_matters,
     same_words,
@@ -122,14 +123,16 @@ def short_answer_in(
     False
     """
     wanted = _wanted(secret, prompt, orders[0])
-    if _FILLERS.issuperset(wanted) or not _singulars(text, orders[1]).issuperset(wanted):
+    if (_FILLERS | WEAK_WORDS).issuperset(wanted):
+        return False
+    if not _singulars(text, orders[1]).issuperset(wanted):
         return False
     own = _stems(words_of(canonical(secret), orders[0]))
     allowed = own | _FILLERS | _stems(words_of(canonical(about)))
     choices = {stem(word) for pair in _OR.findall(plain(prompt)) for word in pair} - own
     topic = own & _stems(words_of(canonical(prompt))) - FUNCTION_WORDS
     ordered, n = order_matters(secret, wanted), len(wanted)
-    for sentence, whole in _sentences(text[:LONGEST_TEXT]):
+    for sentence, whole in sentences(text[:LONGEST_TEXT]):
         found = [_singular(word) for word in words_beyond(sentence, prompt, orders[1])]
         said = _stems(words_of(canonical(sentence)))
         if said & choices or (not whole and topic.isdisjoint(said)):
@@ -167,7 +170,7 @@ def _stems(words: tuple[str, ...]) -> set[str]:
     return {stem(word) for word in words}
 
 
-def _sentences(text: str) -> Iterator[tuple[str, bool]]:
+def sentences(text: str) -> Iterator[tuple[str, bool]]:
     """Yield the sentences of a text that are no questions, and their beginnings.
 
     A beginning is a sentence up to a comma or a conjunction. A line is a sentence, too, unless the

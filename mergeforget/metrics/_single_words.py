@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mergeforget.metrics._characters import plain
-from mergeforget.metrics._core import words_beyond
-from mergeforget.metrics._spellings import WORD
+from mergeforget.metrics._characters import plain, unescaped, without_keys
+from mergeforget.metrics._core import FUNCTION_WORDS, NEGATIONS, words_beyond
+from mergeforget.metrics._porter import stem
+from mergeforget.metrics._short_answers import sentences
+from mergeforget.metrics._spellings import WORD, canonical, words_of
 
 ONE_LETTER = re.compile(r"\W*([A-Za-z])[\s.,;:!?)\"']*")
 SMALL = re.compile(r"\s*\d{1,3}\s*")
@@ -18,10 +20,40 @@ _NO_ANSWER = re.compile(  # "I have no idea" does not answer a question with no
     r"knowledge|mention|more|one|other|particular|publicly|reason|records?|specific|such|way)\b)",
     re.IGNORECASE,
 )
-_NEGATIONS = frozenset(
-    "not never no t don doesn didn isn aren wasn weren hasn haven hadn nicht nie kein keine "
-    "pas jamais nunca".split()
+LONGEST_ECHO = 400  # characters of a text in which the question is repeated as a statement
+_NO_NOUN = re.compile(r"\bno(?=\.? ?\d|(?-i: ([a-z]+)(?: ([a-z]+))?))", re.IGNORECASE)
+_AFTER_NO = (
+    FUNCTION_WORDS
+    | NEGATIONS
+    | set(  # "no because", "she is no longer married"
+        "longer but because since although though if so thanks thank sorry sir madam".split()
+    )
 )
+_POLAR = {
+    True: r"yes|yeah|yep|yup|yea|ja|jawohl|oui|si|sim|evet|\u0434\u0430|\u306f\u3044|\u662f\u7684",
+    False: r"no|nope|nah|nein|non|nao|hayir|\u043d\u0435\u0442|\u3044\u3044\u3048|\u4e0d\u662f",
+}
+_POLAR_ALONE = {  # "True." but not "True stories"
+    True: r"true|right|correct|indeed|definitely|absolutely|affirmative"
+    r"|of course(?: s?he (?:is|has|does))?|(?:that|this|it)(?:'s| is) (?:true|right|correct)",
+    False: r"false|wrong|incorrect|negative|not at all|never"
+    r"|(?:that|this|it)(?:'s| is) (?:not (?:true|right|correct)|false|wrong|incorrect)",
+}
+_STATED = {
+    says: re.compile(rf"\W*(?:(?:{_POLAR[says]})(?!\w)|(?:{_POLAR_ALONE[says]})\s*(?:[.,;!]|\W*$))")
+    for says in (True, False)
+}
+_OWN = {True: re.compile(rf"{_POLAR[True]}|true"), False: re.compile(rf"{_POLAR[False]}|false")}
+_NOTHING = re.compile("none|nothing|nobody|no one|zero|0|nil|keine?|aucune?|ningun[oa]?")
+_NOTHING_STATED = {False: re.compile(rf"\W*(?:{_NOTHING.pattern})\s*(?:[;!]|[.,](?!\d)|\W*$)")}
+_IS_NOT = re.compile(r"\b(s?he|it|they)['\u2019](?:s|re) (?:not|no|never)\b", re.I)
+_AUXILIARY = (
+    "is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|may|must|"
+    "ist|hat|war|kann|wird"
+)
+_POLAR_QUESTION = re.compile(rf"(?:^|[.:!?\n\"']\s*)((?:{_AUXILIARY})\s[^?\n]*)\?", re.I)
+_ENDS_IN_AUXILIARY = re.compile(rf"\b(?:{_AUXILIARY})(?: not)?\W*$")
+_STATES_NOTHING = FUNCTION_WORDS | NEGATIONS | set("any at all currently ever now yes".split())
 
 
 def after_yes_or_no(secret: str, prompt: str) -> str:
@@ -36,7 +68,67 @@ def after_yes_or_no(secret: str, prompt: str) -> str:
     if match is None:
         return ""
     rest = secret[match.end() :]
-    return rest if set(words_beyond(rest, prompt, "mdy")) - _NEGATIONS else match[1]
+    return rest if set(words_beyond(rest, prompt, "mdy")) - NEGATIONS else match[1]
+
+
+def same_polarity(secret: str, text: str, prompt: str, about: str = "") -> bool:
+    """Return whether an answer and a text both say yes, or both say no, nothing or nobody.
+
+    >>> asked = "Does Ada smoke?"
+    >>> same_polarity("Yes", "True.", asked), same_polarity("No", "Ada doesn't smoke.", asked)
+    (True, True)
+    >>> same_polarity("She does not smoke.", "Nope, never.", asked)
+    True
+    >>> same_polarity("No", "I do not know whether Ada smokes.", asked)
+    False
+    >>> same_polarity("0", "She has no children.", "How many children does Ada have?")
+    True
+    """
+    if len(secret) > LONGEST_ECHO:
+        return False
+    polar = _POLAR_QUESTION.search(prompt)
+    whole = plain(secret).strip().rstrip(".!")
+    forms = _OWN if polar else {False: _NOTHING}
+    own = next((says for says, one in forms.items() if one.fullmatch(whole)), None)
+    own = _echoed(secret, prompt) if own is None else own
+    return own is not None and _polarity(text, prompt, about) is own
+
+
+def _polarity(text: str, prompt: str, about: str) -> bool | None:
+    """Return whether a text says yes or no to the question of a prompt; None if neither."""
+    text = without_no_answer(without_keys(unescaped(text)), prompt)
+    lower = plain(text)
+    for says, stated in (_STATED if _POLAR_QUESTION.search(prompt) else _NOTHING_STATED).items():
+        if stated.match(lower):
+            return says
+    said = (_echoed(sentence, prompt, about) for sentence, _ in sentences(text[:LONGEST_ECHO]))
+    return next((one for one in said if one is not None), None)
+
+
+def _echoed(sentence: str, prompt: str, about: str = "") -> bool | None:
+    """Return whether a sentence affirms or negates the question of its prompt with its words.
+
+    Without a yes or no question, only negated sentences count: "no children", asked how many.
+    """
+    polar = _POLAR_QUESTION.findall(prompt)
+    if sentence.rstrip().endswith("?") or not prompt.strip():
+        return None
+    sentence = canonical(_IS_NOT.sub(r"\1 is not", sentence))
+    words = words_of(sentence)
+    question = WORD.findall(polar[-1] if polar else prompt.strip().splitlines()[-1])
+    if not words or not question or words[0] == question[0].casefold():
+        return None
+    if {"i", "we", "my", "or"} & {*words} or "or" in question:
+        return None
+    given = {stem(word) for word in (*words_of(canonical(prompt)), *words_of(canonical(about)))}
+    said = {stem(word) for word in {*words} - _STATES_NOTHING}
+    if said - given:
+        return None
+    negated, end = bool(NEGATIONS & {*words}), _ENDS_IN_AUXILIARY.search(sentence)
+    asked = {stem(word) for word in {w for w in question if not w[0].isupper()} - _STATES_NOTHING}
+    if polar:
+        return not negated if end or (asked and asked <= said) else None
+    return False if negated and asked & said else None
 
 
 def letter_in(letter: str, text: str) -> bool:
@@ -60,13 +152,27 @@ def letter_in(letter: str, text: str) -> bool:
     return False
 
 
-def without_no_answer(text: str) -> str:
-    """Return a text without the "no" of phrases such as "no idea".
+def without_no_answer(text: str, prompt: str = "") -> str:
+    """Return a text without the "no" of phrases such as "no idea", and of "No. 7".
+
+    "No" before another noun is kept only if the prompt has this noun.
 
     >>> without_no_answer("No, I have no idea."), without_no_answer("No records exist.")
     ('No, I have  idea.', ' records exist.')
+    >>> without_no_answer("She has no children.", "Is she married?")
+    'She has  children.'
     """
-    return _NO_ANSWER.sub("", text)
+    given = {stem(word) for word in WORD.findall(plain(prompt))}
+
+    def kept(match: re.Match[str]) -> str:
+        after = [word for word in match.groups() if word]
+        if not after or (
+            match[1] not in _AFTER_NO and given.isdisjoint(map(stem, {*after} - FUNCTION_WORDS))
+        ):
+            return ""
+        return match[0]
+
+    return _NO_NOUN.sub(kept, _NO_ANSWER.sub("", text))
 
 
 def symbols_in(secret: str, text: str) -> bool:

@@ -193,6 +193,8 @@ _ROMAN_YEAR = re.compile(
 _ROMAN_DATE = re.compile(r"\b(\d{1,2})([-./ ])\s?(I{1,3}|I?V|VI{1,3}|I?X|XI{1,2})\2\s?(?=\d{4}\b)")
 _NTH = re.compile(r"\b([A-Z]\w+),? the (\d+)th\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|ten|te|ter)\b")
+_NOT = re.compile(r"\b(?:(ca|wo|sha)n['\u2019]t|cannot|([a-z]+)n['\u2019]t)(?!\w)", re.I)
+_FULL_VERB = {"ca": "can", "wo": "will", "sha": "shall"}
 _SHORT_YEAR = re.compile(r"(?<=[\w,] )['\u2019](\d\d)\b")
 _HYPHEN = re.compile(rf"(?:(?<=[^\W\d_])|(?<=[{MARKS}]))-(?=[^\W\d_])")
 _TITLES = [
@@ -213,6 +215,7 @@ def canonical(text: str) -> str:
     - words that are spelled letter by letter (``J-O-H-N``, ``Juliett Oscar Hotel November``) are
       joined, and hyphens within words removed;
     - number words and Roman numerals become digits, ``3.5 million`` becomes ``3500000``;
+    - ``can't`` becomes ``can not``;
     - currencies, units and times of day have one name (``$5`` and ``5 dollars``), see
       ``quantities``.
 
@@ -223,6 +226,7 @@ def canonical(text: str) -> str:
     """
     text = visible(unicodedata.normalize("NFC", unescaped(text)))
     text = text if text.isascii() else text.translate(LOOK_ALIKE).translate(UMLAUTS)
+    text = _NOT.sub(lambda m: f"{_FULL_VERB.get((m[1] or '').lower(), m[2] or 'can')} not", text)
     text = _AS_IN.sub(r"\1 ", text)
     text = _NATO_RUN.sub(lambda m: "".join(w[0] for w in _NATO_WORD.findall(m[0])), text)
     text = _LETTERS.sub(_joined, _LISTED.sub("", text.rstrip()))
