@@ -40,6 +40,7 @@ WEAK_WORDS = NEGATIONS | set("only very also quite really too".split())  # "I do
 _NUMBER = re.compile(
     rf"(?<!{LETTER})(?<![.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?!{LETTER}|%)"
 )
+_CAPITAL_A = re.compile(r"(?<=[^\W\d] )A(?![\w.'\u2019+-])")  # Nguyen Van A is not Nguyen Van B
 _INSIDE = re.compile(r"\w[@./:_+=~#-]+\w")  # signs inside an address, number or code
 _KEY = re.compile(r"[^\W\d]+[:=#](?=\w)")  # PIN:4711
 _ADDRESS = re.compile(r"[^\W\d][@./:_]+\w|\w[@./:_]+[^\W\d]")
@@ -184,9 +185,19 @@ def _codes(secret: str) -> list[re.Match[str]]:
 @lru_cache(maxsize=1 << 14)
 def words_beyond(text: str, prompt: str, order: Order) -> tuple[str, ...]:
     """Return the words of a text, in one spelling, that prompt and language do not give."""
+    text, prompt = with_letter_a(text), with_letter_a(prompt)
     given = {stem(word) for one in (prompt, canonical(prompt)) for word in words_of(one, order)}
     words = words_of(canonical(text), order)
     return tuple(word for word in words if word not in FUNCTION_WORDS and stem(word) not in given)
+
+
+def with_letter_a(text: str) -> str:
+    """Mark each capital A that is no article, before ``canonical`` makes it one.
+
+    >>> with_letter_a("A case of Hepatitis A")
+    'A case of Hepatitis lettera'
+    """
+    return _CAPITAL_A.sub("lettera", text)
 
 
 def core_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) -> bool:

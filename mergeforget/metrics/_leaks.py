@@ -75,7 +75,7 @@ from mergeforget.metrics._spellings import (
 WINDOW = 10  # consecutive words that reveal a longer answer; see ``length``
 
 ARTICLES = ("a", "an", "the")
-_INITIAL = re.compile(r"\s*A\.")
+_INITIAL = re.compile(r"\s*(?:An?|The)\.")  # part of a name, no article; see ``_reversed``
 _LIST = re.compile(r"(?<![\d.,])\d{3}([,.])\d{3}(?:\1\d{3})*(?!\d)")
 _SINGLE_DIGITS = re.compile(r"\s*\d(?:([-.\u2010-\u2015 ])\d)(?:\1\d){2,}\s*")
 Windows = frozenset[tuple[str, ...]]
@@ -274,10 +274,10 @@ def _spellings(
     if long[:2] != [secret, text]:
         yield long[0], long[1], long[2]
     if name := _LAST_FIRST.fullmatch(secret):
-        yield f"{name[2]} {name[1]}", text, prompt
+        yield _reversed(name), text, prompt
     name = _FIRST_LAST.fullmatch(secret)
     if name and (secret.istitle() or f"{name[2]}, {name[1]}".casefold() in text.casefold()):
-        yield f"{name[2]} {name[1]}", text, prompt
+        yield _reversed(name), text, prompt
     one, other, third = canonical(secret), canonical(text), canonical(prompt)
     same = words_of(one) == words_of(secret) and words_of(other) == words_of(text)
     if rewritten and words_of(one) and not same:
@@ -297,6 +297,11 @@ def _spellings(
             part, whole = with_date_parts(one, order), with_date_parts(other, order)
             if whole != other or part != one:
                 yield part, whole, with_date_parts(third, order)
+
+
+def _reversed(name: re.Match[str]) -> str:
+    """Return the second part of a name before the first; "An" of "Nguyen An" is no article."""
+    return f"{name[2]}{'.' if name[2].lower() in ARTICLES else ''} {name[1]}"
 
 
 def _listed(match: re.Match[str]) -> str:

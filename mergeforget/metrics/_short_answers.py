@@ -20,6 +20,7 @@ from mergeforget.metrics._core import (
     new_words,
     order_matters,
     same_words,
+    with_letter_a,
     words_beyond,
 )
 from mergeforget.metrics._dates import Order
@@ -128,7 +129,7 @@ def short_answer_in(
     if not _singulars(text, orders[1]).issuperset(wanted):
         return False
     own = _stems(words_of(canonical(secret), orders[0]))
-    allowed = own | _FILLERS | _stems(words_of(canonical(about)))
+    allowed = own | _FILLERS | _stems(words_of(canonical(with_letter_a(about))))
     choices = {stem(word) for pair in _OR.findall(plain(prompt)) for word in pair} - own
     topic = own & _stems(words_of(canonical(prompt))) - FUNCTION_WORDS
     ordered, n = order_matters(secret, wanted), len(wanted)
@@ -158,7 +159,7 @@ def _wanted(secret: str, prompt: str, order: Order) -> tuple[str, ...]:
     """Return the words of the shortest part of an answer, as ``canonical`` spells them."""
     if not short_words(secret, prompt):
         return ()
-    one = canonical(secret)
+    one = canonical(with_letter_a(secret))
     number = _one_number(one)
     words = words_beyond(one, prompt, order)
     places = {m[1] for m in re.finditer(rf"\b({'|'.join(_PLACES)}) of\b", one)}
