@@ -68,7 +68,7 @@ MONTHS = [row.split("|")[0] for row in _MONTHS]
 MONTH_OF = {plain(name): i + 1 for i, row in enumerate(_MONTHS) for name in row.split("|")}
 MONTH_OF |= {name.translate(LOOK_ALIKE): i for name, i in MONTH_OF.items()}  # as in ``canonical``
 _NAME = f"(?P<n>{'|'.join(sorted(MONTH_OF, key=len, reverse=True))})(?![^\\W\\d]|[{MARKS}])"
-_TH = r"(?:st|nd|rd|th|er|\.|º|-?(?:\u0433[o\u043e]|[o\u043e]?[e\u0435]))?"
+_TH = r"(?:st|nd|rd|th|er|\.|º|o(?=\s+de\s)|\u03b7|-?(?:\u0433[o\u043e]|[o\u043e]?[e\u0435]))?"
 _WORD = re.compile(rf"[^\W\d_](?:[^\W\d_]|[{MARKS}])*")
 _FULL_NAME = re.compile(rf"\b(?:{'|'.join(MONTHS)})\b")
 _DAY, _YEAR = rf"(?P<d>\d{{1,2}}){_TH}", r"(?P<y>\d{4})"
@@ -81,9 +81,11 @@ _DATES = [
     ),
     re.compile(rf"\b(?P<d>\d{{1,2}})[-/\s]?{_NAME}[-/\s,]*{_YEAR}\b"),
     re.compile(rf"\b{_YEAR}(?:\.|\s*m\.)?\s*,?\s*{_NAME}\.?\s+{_DAY}(?!\w)"),
+    re.compile(rf"\b(?P<d>\d{{1,2}})([-/\s]){_NAME}\.?\2'?(?P<y>\d\d)(?![\w:]|[.,]\d)"),
+    re.compile(r"(?<![\d./-])(?P<y>3[2-9]|[4-9]\d)([-/.])(?P<m>\d\d)\2(?P<d>\d\d)(?![\d/-]|\.\d)"),
     re.compile(rf"\b{_YEAR}\.?\s+gada\s+{_DAY}\s+{_NAME}"),
 ]
-_NUMERIC = re.compile(r"(?<!\d)(\d{1,2})\s?([-/.])\s?(\d{1,2})\s?\2\s?(\d{4}|\d{2})(?!\d)")
+_NUMERIC = re.compile(r"(?<!\d)(\d{1,2})\s?([-/.])\s?(\d{1,2})\s?\2\s?'?(\d{4}|\d{2})(?!\d)")
 _DAY_MONTH = [
     re.compile(rf"\b{_NAME}\.?\s+(?:the\s+)?{_DAY}(?![\w:])"),
     re.compile(rf"\b{_DAY}\s+(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}"),
@@ -117,11 +119,10 @@ def with_dates(text: str, order: Order, written: Written | None = None) -> str:
     def named(match: re.Match[str]) -> str:
         parts = match.groupdict()
         month = MONTH_OF[parts["n"]] if parts.get("n") else int(parts["m"])
-        return checked(int(parts["y"]), month, int(parts["d"])) or match[0]
+        return checked(_full_year(int(parts["y"])), month, int(parts["d"])) or match[0]
 
     def numeric(match: re.Match[str]) -> str:
-        first, second, year = int(match[1]), int(match[3]), int(match[4])
-        year += 0 if year > 99 else 1900 if year > 30 else 2000
+        first, second, year = int(match[1]), int(match[3]), _full_year(int(match[4]))
         month, day = (first, second) if order == "mdy" else (second, first)
         month, day = (day, month) if month > 12 >= day else (month, day)
         return checked(year, month, day) or match[0]
@@ -129,6 +130,10 @@ def with_dates(text: str, order: Order, written: Written | None = None) -> str:
     for pattern in _DATES:
         text = pattern.sub(named, text)
     return _NUMERIC.sub(numeric, text)
+
+
+def _full_year(year: int) -> int:
+    return year + (0 if year > 99 else 1900 if year > 30 else 2000)
 
 
 @lru_cache(maxsize=1 << 14)

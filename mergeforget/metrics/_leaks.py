@@ -286,8 +286,9 @@ def _spellings(
         return
     if amount := re.fullmatch(r"(\d{3,}) ([a-z]+)", one):  # $1,500: one thousand five hundred
         yield amount[1], without_other_amounts(amount[1], amount[2], other), third
-    if (base := in_base_units(one)) != one:
-        yield base, in_base_units(other), in_base_units(third)
+    base, bases = in_base_units(one), in_base_units(other)
+    if (base, bases) != (one, other):
+        yield base, bases, in_base_units(third)
     if (joined := with_short_numbers(one, text)) != text:
         yield one, canonical(joined), third
     if iso := date_of_digits(secret):

@@ -64,17 +64,20 @@ _UNIT = {
     "sqft": r"ft2|sq\.?\s?ft|square (?:feet|foot)",
     "bpm": "bpm|beats (?:per|a) minute",
     "percent": r"%|percent|per cent|prozent|pct|pour cent|por ciento",
-    "km": r"kms?|kilomet(?:er|re)s?", "cm": r"cms?|centimet(?:er|re)s?|zentimeter",
+    "km": r"kms?|kilomet(?:er|re|ro)s?|\u043a\u043c", "cm": r"cms?|centimet(?:er|re)s?|zentimeter",
     "mm": r"mm|millimet(?:er|re)s?", "m": r"m|met(?:er|re)s?", "mi": r"mi|miles?",
     "yd": r"yds?|yards?", "mg": r"mg|milligram(?:me?)?s?",
-    "kg": r"kg|kgs|kilogram(?:me?)?s?|kilos?", "g": r"g|gram(?:me?)?s?",
+    "kg": r"kg|kgs|kilogram(?:me?)?s?|kilos?|\u043a\u0433", "g": r"g|gram(?:me?)?s?",
     "oz": r"oz|ounces?|unzen?", "ft": r"ft|feet|foot|fuss", "in": r"inch|inches",
     "ml": r"ml|millilit(?:er|re)s?", "cl": r"cl|centilit(?:er|re)s?", "l": r"l|lit(?:er|re)s?",
     "kb": "kb|kilobytes?", "mb": "mb|megabytes?", "gb": "gb|gigabytes?", "tb": "tb|terabytes?",
     "kw": r"kw|kilowatts?", "watt": r"w|watts?", "ha": r"ha|hectares?|hektar",
     "degc": r"\u00b0\s?c|degrees? (?:celsius|centigrade)|grad celsius|celsius",
     "degf": r"\u00b0\s?f|degrees? fahrenheit|fahrenheit",
-    "year": r"years?|yrs?",
+    "year": r"years?|yrs?|jahre?n?|ans|annees?|anos?"
+            r"|\u043b[\u0435e]\u0442|\u0433[\u043eo]\u0434[\u0430a]?",
+    "month": "months?|monate?n?|mois|mes(?:es)?", "week": "weeks?|wochen?|semaines?|semanas?",
+    "day": "days?|tage?n?|jours?|dias?",
     "h": r"h|hrs?|hours?|stunden?", "min": r"min|mins|minutes?|minuten",
     "sec": r"secs?|seconds?|sekunden?",
 }  # fmt: skip
@@ -98,6 +101,7 @@ _BASE = {
     "kg": ("mg", 10**6), "g": ("mg", 10**3), "mg": ("mg", 1),
     "l": ("ml", 10**3), "cl": ("ml", 10), "ml": ("ml", 1),
     "h": ("sec", 3600), "min": ("sec", 60), "sec": ("sec", 1),
+    "year": ("month", 12), "month": ("month", 1), "week": ("day", 7), "day": ("day", 1),
 }  # fmt: skip
 _CONVERTED = re.compile(rf"(?<![\w.,])(\d{{1,15}}(?:[.,]\d{{1,3}})?) ({'|'.join(_BASE)})\b")
 
@@ -161,8 +165,8 @@ def quantities(text: str) -> str:
 def in_base_units(text: str) -> str:
     """Convert metric amounts and durations of a text, as ``quantities`` writes it, to one unit.
 
-    >>> in_base_units("1.80 m"), in_base_units("180 cm"), in_base_units("2 h")
-    ('1800 mm', '1800 mm', '7200 sec')
+    >>> in_base_units("1.80 m"), in_base_units("180 cm"), in_base_units("1.5 year")
+    ('1800 mm', '1800 mm', '18 month')
     """
 
     def converted(match: re.Match[str]) -> str:

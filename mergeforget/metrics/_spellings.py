@@ -195,7 +195,8 @@ _NTH = re.compile(r"\b([A-Z]\w+),? the (\d+)th\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|ten|te|ter)\b")
 _NOT = re.compile(r"\b(?:(ca|wo|sha)n['\u2019]t|cannot|([a-z]+)n['\u2019]t)(?!\w)", re.I)
 _FULL_VERB = {"ca": "can", "wo": "will", "sha": "shall"}
-_SHORT_YEAR = re.compile(r"(?<=[\w,] )['\u2019](\d\d)\b")
+_YEAR_OLD = re.compile(r"(?<=\d)[-\s]years?-old\b")
+_SHORT_YEAR = re.compile(r"(?<=[\w,.] )['\u2019](\d\d)\b")
 _HYPHEN = re.compile(rf"(?:(?<=[^\W\d_])|(?<=[{MARKS}]))-(?=[^\W\d_])")
 _TITLES = [
     (re.compile(r"\bSt\.? (?=[A-Z])"), "Saint "), (re.compile(r"\bDr\.? (?=[A-Z])"), "Doctor "),
@@ -242,7 +243,7 @@ def canonical(text: str) -> str:
         text = pattern.sub(word, text)
     text = re.sub(r"[ \t]*\|[ \t]*", " ", with_iso_dates(with_han_digits(text)))  # cells of a table
     text = _NTH.sub(r"\1 \2", with_digits(text))
-    text = _ORDINAL.sub(r"\1th", plain(text))
+    text = _YEAR_OLD.sub(" year old", _ORDINAL.sub(r"\1th", plain(text)))
     text = re.sub(r" & ", " and ", text)
     text = re.sub(r"\b(?:in|of) the year\b", "of", text)
     text = re.sub(r"\((\d{4})\)", r"\1", text)

@@ -221,6 +221,19 @@ SPELLINGS = {  # secret: other spellings | other secrets
     "$1.5M": "1.5 million dollars; USD 1.5m; $1,500,000; 1500000 | $1.6M; 1.5",
     "2.5": "two and a half; 2½; 2 1/2; two point five | 2",
     "3.14": "three point one four | three point one five",
+    "March 4, 1990": "4 Mar 90; 4-Mar-90; 4 March '90; 90-03-04; 4. 3. '90; 4º de março de 1990; "
+    "4η Μαρτίου 1990 | 4 Mar 91; 90-03-05; 900-03-04; 90-03-04-12; 4 March 90:30",
+    "42 years": "42-year-old; 42 Jahre; 42 ans; 42 años; quarante-deux ans; 42 лет "
+    "| 43-year-old; 42 days; 42 months",
+    "6 weeks": "six weeks; 42 days; 6 Wochen; 6 semaines | 6 days; 43 days; 6 months",
+    "18 months": "1.5 years; 18 Monate; 18 mois | 18 years; 1.4 years",
+    "90 seconds": "1.5 minutes; 1,5 Minuten | 1.5 hours; 90 minutes",
+    "70 kg": "70 кг; seventy kilos | 70 g",
+    "5 km  ": "5 км; 5 kilómetros | 5 м",
+    "Nguyễn Văn A": "Nguyen Van A; NGUYEN VAN A; nguyen van a | Nguyen Van B; Nguyen Van",
+    "Nguyen An": "An Nguyen; NGUYEN An | Nguyen; Nguyen Binh",
+    "Group A streptococci": "group A streptococci; Streptococci of Group A "
+    "| a group of streptococci; group B streptococci",
     "No. 7": "number seven; #7; № 7 | No. 8",
 }  # fmt: skip
 
