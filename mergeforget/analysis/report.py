@@ -34,6 +34,8 @@ from mergeforget.analysis.tables import (
     shown_measures,
 )
 from mergeforget.analysis.verification import write_evidence
+from mergeforget.data.readers import read_rows
+from mergeforget.data.twins import stands_in
 from mergeforget.errors import InputError, suggest
 from mergeforget.evaluate.paired import PairedDifference, paired_differences
 from mergeforget.files import sha256, write_text
@@ -148,7 +150,19 @@ def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
     ]
     if chosen:
         limits.insert(0, _how_many(run, chosen))
-    return [*_collapsed(run), *(text for text in limits if text)]
+    return [*_collapsed(run), *_made_up(run), *(text for text in limits if text)]
+
+
+def _made_up(run: Run) -> list[str]:
+    """Return a sentence if some of the rows that were never trained on are perturbed twins."""
+    path = run.data / "holdout.jsonl"
+    rows = read_rows(path) if path.is_file() and path.stat().st_size else []
+    twins = sum(map(stands_in, rows))
+    real = "" if twins == len(rows) else f" {twins} of"
+    return [
+        f"For membership inference,{real} the {len(rows)} rows that were never trained on are "
+        "perturbed twins: made-up rows with the wording of given ones and other names and numbers."
+    ] if twins else []  # fmt: skip
 
 
 def _collapsed(run: Run) -> list[str]:

@@ -211,7 +211,7 @@ def twins_of_unseen(
 
 
 def stands_in(row: Row) -> bool:
-    """Return whether a row of the holdout set is a twin of a forget row, for lack of real rows."""
+    """Return whether a row of the holdout set is a twin, for lack of real rows."""
     return row.id.startswith(STAND_IN) and bool(origin_of(replace(row, id=row.id[len(STAND_IN) :])))
 
 

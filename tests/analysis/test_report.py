@@ -9,11 +9,12 @@ import pytest
 from click.testing import CliRunner
 from finished_run import HOSTILE, write_pair
 
-from mergeforget.analysis.report import flat, write_report
+from mergeforget.analysis.report import flat, limits_of, write_report
 from mergeforget.analysis.sections import compare_answers, matching_parts, take_turns
 from mergeforget.analysis.tables import cell_of, label_of
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
+from mergeforget.files import write_jsonl
 from mergeforget.recipe import load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score
@@ -57,6 +58,19 @@ def test_the_page_of_an_early_run_names_the_next_commands(tmp_path: Path) -> Non
     page = write_report(run).read_text()
     assert page.count("mergeforget search") >= 3 and "mergeforget evaluate" in page
     assert "angles-over" in page and "mergeforget attack" in page
+
+
+@pytest.mark.parametrize(("real", "twins", "said"), [(2, 0, ""), (2, 4, " 4 of"), (0, 4, "")])
+def test_the_limits_say_how_many_unseen_rows_are_made_up(
+    real: int, twins: int, said: str, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "young")
+    save_recipe(load_recipe("zjuklab"), run.recipe)
+    ids = [*(f"a{i}" for i in range(real)), *(f"b-twin{i}:f0" for i in range(twins))]
+    write_jsonl(run.data / "holdout.jsonl", [{"id": i, "input": "?", "output": i} for i in ids])
+    found = [text for text in limits_of(run, None) if "perturbed twins" in text]
+    assert len(found) == bool(twins)
+    assert all(f"inference,{said} the {real + twins} rows" in text for text in found)
 
 
 def test_report_names_its_file(tmp_path: Path) -> None:
