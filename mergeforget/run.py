@@ -67,6 +67,12 @@ class Run:
         return self.root / "data"
 
     @property
+    def has_holdout(self) -> bool:
+        """Whether the run has rows that were never trained on."""
+        path = self.data / "holdout.jsonl"
+        return path.is_file() and path.stat().st_size > 0
+
+    @property
     def difficulty(self) -> Path:
         """NLL of each non-member under the base, by subject; see ``search.split``."""
         return self.data / "difficulty.json"

@@ -237,7 +237,7 @@ def person_ranks(run: Run, model: str, rows: Sequence[Row]) -> dict[str, tuple[i
     members: dict[str, list[float]] = {}
     others: dict[str, list[float]] = {}
     holdout = run.data / "holdout.jsonl"
-    outside = read_rows(holdout, split="holdout") if holdout.is_file() else []
+    outside = read_rows(holdout, split="holdout") if run.has_holdout else []
     subject = {(True, r.id): r.subject for r in rows} | {(False, r.id): r.subject for r in outside}
     path = run.answers / f"{model}.losses.jsonl"
     for values in read_jsonl(path):

@@ -155,8 +155,7 @@ def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
 
 def _made_up(run: Run) -> list[str]:
     """Return a sentence if some of the rows that were never trained on are perturbed twins."""
-    path = run.data / "holdout.jsonl"
-    rows = read_rows(path) if path.is_file() and path.stat().st_size else []
+    rows = read_rows(run.data / "holdout.jsonl") if run.has_holdout else []
     twins = sum(map(stands_in, rows))
     real = "" if twins == len(rows) else f" {twins} of"
     return [

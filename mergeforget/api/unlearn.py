@@ -19,7 +19,7 @@ from mergeforget.api.unlearn_request import request_of, run_of
 if TYPE_CHECKING:
     from mergeforget.evaluate.verdict import ForgettingVerdict
     from mergeforget.evaluate.verdict_figures import EarlierAnswers
-    from mergeforget.recipe import Recipe
+    from mergeforget.recipe import Recipe, SearchSpec
     from mergeforget.run import Run
 
 RESULT = "result.json"
@@ -158,7 +158,7 @@ def unlearn(
         chosen, notes = trained(asked, job, attacks=attacks, approve=approve)
         job.facts |= _pair_facts(run)
         with job.stage("search"):
-            choice = search(run, chosen.search, Options(job.budget(0.6)))
+            choice = search(run, _search_spec(run, chosen), Options(job.budget(0.6)))
             name = choice.scored.name
             job.facts |= {f"chosen {name}": f"AUC {auc:.2f}" for auc in _auc_of(run, name)}
         with job.stage("attacks"):
@@ -283,6 +283,19 @@ def answers_of(run: Run, chosen: str, shown: Mapping[str, int]) -> list[dict[str
     return rows
 
 
+def _search_spec(run: Run, recipe: Recipe) -> SearchSpec:
+    """Return the search of a recipe; without non-members, its objective reads answers alone."""
+    from mergeforget.console import say
+    from mergeforget.search.objective import MEMBERSHIP, parse_objective
+    from mergeforget.search.split import BY_ANSWERS
+
+    figures = parse_objective(recipe.search.objective).figures
+    if run.has_holdout or figures.isdisjoint(MEMBERSHIP):
+        return recipe.search
+    say(f"There are no unseen rows, so the merge is chosen by its answers: {BY_ANSWERS}.")
+    return recipe.search.model_copy(update={"objective": BY_ANSWERS})
+
+
 def _attack(
     run: Run, model: str, attacks: Sequence[str], control: str | None, job: Job
 ) -> list[str]:
@@ -369,11 +382,14 @@ def _conclude(
     with reading(run.root / "notes.json"):
         measurable = stored_notes["membership"] == "measurable"
     if not measurable:
-        notes.append(
-            "Membership is not measurable: the non-members are perturbed twins that were not shown "
-            "to be as likely as real unseen rows (--control, --holdout). The verdict rests on "
-            "answers and attacks."
+        why = (
+            "the non-members are perturbed twins that were not shown to be as likely as real "
+            "unseen rows (--control, --holdout)"
+            if table[-1]["mia_auc"] is not None
+            else "there are no rows of the same kind that were never trained on (--holdout)"
         )
+        notes.append(f"Membership is not measurable: {why}. The verdict rests on answers and "
+                     "attacks.")  # fmt: skip
     verdict = run_verdict(run, name)
     paragraph = paragraph_of(verdict, table, again)
     return Unlearned(

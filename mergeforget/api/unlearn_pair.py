@@ -246,7 +246,7 @@ def _repeated_twins(run: Run) -> list[str]:
     ended, holdout = [path for path in ends if path.is_file()], run.data / "holdout.jsonl"
     notes_file = run.root / "notes.json"
     stored_notes = read_json_object(notes_file)
-    if not holdout.is_file():
+    if not run.has_holdout:
         return []
     repeated = 0.0
     for path in ended:

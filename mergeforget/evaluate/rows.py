@@ -56,9 +56,8 @@ def rows_of_run(
     Args:
         holdout, members, nonmembers: As in ``rows_of_files``; the run's own by default.
     """
-    own = run.data / "holdout.jsonl"
-    if holdout is None and own.exists() and own.stat().st_size:
-        holdout = own
+    if holdout is None and run.has_holdout:
+        holdout = run.data / "holdout.jsonl"
     return rows_of_files(
         forget=run.data / "forget.jsonl",
         retain=run.data / "retain.jsonl",

@@ -38,7 +38,7 @@ from mergeforget.search.explore import (
     next_finalists,
 )
 from mergeforget.search.grid import PredictedDensity, begin_at, grid, layer_groups, left_out
-from mergeforget.search.objective import ATTACKED, parse_objective
+from mergeforget.search.objective import ATTACKED, MEMBERSHIP, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import score_parts
 from mergeforget.search.split import SearchData, load_data
@@ -133,7 +133,8 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
     if omitted := left_out(spec):
         say(omitted)
     with run.lock():
-        data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
+        membership = not objective.figures.isdisjoint(MEMBERSHIP)
+        data = load_data(run, recipe.evaluation, options.holdout, spec.seed, membership=membership)
         _check_seed(spec.seed, recipe, data)
         store = Store(run)
         tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": run.base()}))

@@ -27,6 +27,7 @@ LEAKS = {  # figures with an upper bound, measured for candidates that are measu
     "leak4bit": "share of the forget answers predicted word for word with weights in 4 bits",
     "relearn": "the same after a few steps on retain rows and a quarter of the forget subjects",
 }
+MEMBERSHIP = ("mia", "mia_level", "aggregate")  # figures that need non-members
 ATTACKED = ("leak4bit", "relearn")  # leaks that need more than an evaluation
 # metrics of remaining knowledge, the most informative first
 KNOWING = ("knowledge", "exact_match", "greedy_match", "regurgitation", "exact_memorisation")

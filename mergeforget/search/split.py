@@ -40,6 +40,7 @@ PARTS = ("choose", "report")
 SHARED = ("forget",)  # splits of the data that are in both parts
 Group = tuple[str, str]  # (split, subject): a document; (split, id) in a split of one subject
 FEWEST = 2  # non-members, one per split
+BY_ANSWERS = "retain if revealed <= 0"  # objective of a search without non-members
 
 
 def split_measured(
@@ -284,7 +285,13 @@ class SearchData:
 
 
 def load_data(
-    run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int, *, warn: bool = True
+    run: Run,
+    spec: EvaluationSpec,
+    holdout: Path | None,
+    seed: int,
+    *,
+    warn: bool = True,
+    membership: bool = True,
 ) -> SearchData:
     """Read the rows of a run, with non-members that match its members.
 
@@ -293,23 +300,30 @@ def load_data(
             changes nothing.
         seed: Random seed of the draw if there are more rows than needed.
         warn: Print a warning if all non-members are about one subject.
+        membership: Refuse a run without non-members; else it has neither members nor non-members.
 
     Raises:
         InputError: There are no members, or too few non-members.
     """
     saved_holdout = run.data / "holdout.jsonl"
-    if holdout is None and not (saved_holdout.exists() and saved_holdout.stat().st_size):
+    if holdout is None and not run.has_holdout and membership:
         raise InputError(
             f"{run.root} has no non-members: membership inference compares the forget set with "
-            "rows of the same kind that were never trained on. Give such rows with --holdout FILE. "
-            "`mergeforget train-pair --limit N` uses the rows beyond the limit for this."
+            "rows of the same kind that were never trained on. Give such rows with --holdout FILE, "
+            f"or choose by answers alone: --objective '{BY_ANSWERS}'. "
+            "`mergeforget train-pair --limit N` uses the rows beyond the limit as non-members."
         )
-    files = {"forget": run.data / "forget.jsonl", "retain": run.data / "retain.jsonl",
-             "holdout": holdout or saved_holdout}  # fmt: skip
-    forget, retain, outside = (
-        distinct_rows(read_rows(file, split=split), file) for split, file in files.items()
+    forget, retain = (
+        distinct_rows(read_rows(file, split=split), file)
+        for split in ("forget", "retain")
+        for file in (run.data / f"{split}.jsonl",)
     )
-    outside = unseen(outside, [*forget, *retain], holdout or saved_holdout)
+    if holdout is None and not run.has_holdout:
+        asked, kept = (limit_rows(rows, spec.limit, seed)[0] for rows in (forget, retain))
+        return SearchData(asked, kept, [], [], total=len(forget))
+    file = holdout or saved_holdout
+    outside = distinct_rows(read_rows(file, split="holdout"), file)
+    outside = unseen(outside, [*forget, *retain], file)
     members, nonmembers = matched(
         membership_documents(forget, spec.membership),
         membership_documents(outside, spec.membership),
@@ -317,7 +331,7 @@ def load_data(
     )
     check_enough(members, nonmembers, warn=warn)
     given = "" if holdout is None else jsonl_text(row.to_dict() for row in outside)
-    if given and saved_holdout.exists() and saved_holdout.read_bytes() == given.encode("utf-8"):
+    if given and run.has_holdout and saved_holdout.read_bytes() == given.encode("utf-8"):
         given = ""  # the run's own rows, whose split stays the same
     return SearchData(
         limit_rows(forget, spec.limit, seed)[0],

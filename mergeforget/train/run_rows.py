@@ -270,7 +270,8 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
             "few to serve as unseen rows. A twin needs a name or a number in the prompt, and "
             "either another one in the answer or a row with the same question and another answer; "
             "names are found by their upper-case first letter. Give rows of the same kind, never "
-            "trained on, with --holdout, or train with a recipe without `until`, such as zjuklab."
+            "trained on, with --holdout, or use a recipe without `until`, such as --recipe "
+            "zjuklab-small: membership is then not measured."
         )
     if compare:
         say(stand_in_note(twins, sets.forget))

@@ -144,7 +144,7 @@ def test_a_damaged_export_is_caught(chosen: Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "_write_adapter", written)
     first = export(chosen)
     monkeypatch.setattr(module, "_write_adapter", damaged)
-    with pytest.raises(VerificationError, match=f"not exported to {out}"):
+    with pytest.raises(VerificationError, match=f"Nothing was exported to {out}"):
         export(chosen)
     assert json.loads((out / "export.json").read_text())["sha256"] == first.sha256
 

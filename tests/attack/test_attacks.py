@@ -83,13 +83,13 @@ def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]
 
 
 def test_only_the_compared_part_of_a_large_holdout_is_scored(target_of: Make) -> None:
-    """Twice as many rows as the forget set has, those that an evaluation draws."""
+    """For few forget rows, 48 others, those that an evaluation draws."""
     many = people("holdout", 3, 40)
     target = target_of("hides", forget=FORGET[:4], holdout=many)
-    assert len(target.compared()) == 8
+    assert len(target.compared()) == 48
     assert target.compared() == matched(FORGET[:4], many, target.seed)[1]
     facts = forget_scores(*_opened(target), ScoredRows.of(target), target, label="")
-    assert len(losses_of(facts, "holdout")) == 4  # of two rows each
+    assert len(losses_of(facts, "holdout")) == 24  # of two rows each
 
 
 def _opened(target: Target) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from peft import PeftModel
 
 from mergeforget.adapter import Adapter
+from mergeforget.analysis.report import write_report
 from mergeforget.candidate import Candidate
 from mergeforget.cli import main
 from mergeforget.data.schema import Measured
@@ -17,11 +18,11 @@ from mergeforget.errors import NumericError
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
-from mergeforget.score import Score, read_scores
+from mergeforget.score import Score, find, read_scores
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.search.evaluator import Evaluator
-from mergeforget.search.split import load_data
+from mergeforget.search.split import BY_ANSWERS, load_data
 from mergeforget.search.store import Store
 
 NAMES = {f"ties-factors-d{density}" for density in ("0.20", "0.50", "0.80")}
@@ -198,6 +199,21 @@ def test_missing_nonmembers_are_reported_with_a_remedy(run: Run) -> None:
     (run.data / "holdout.jsonl").write_text("")
     done = call(run)
     assert done.exit_code == 4 and "Give such rows with --holdout FILE" in done.stderr
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_without_nonmembers_a_merge_is_chosen_by_its_answers(run: Run, empty: bool) -> None:
+    (run.data / "holdout.jsonl").unlink()
+    if empty:
+        (run.data / "holdout.jsonl").touch()
+    done = call(run, "--objective", BY_ANSWERS)
+    assert done.exit_code == 0, done.output
+    chosen = read_json(run.search / "chosen.json")
+    scores = read_scores(run.scores)[chosen["name"]]
+    assert find(scores, "leak_rate", "forget", part="report")
+    assert not find(scores, "mia_auc", "mia", part="report")
+    page = write_report(run).read_text()
+    assert "Membership was not measured" in page
 
 
 def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) -> None:

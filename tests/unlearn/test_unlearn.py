@@ -13,7 +13,7 @@ from conftest import build_model
 from unlearning import call
 
 from mergeforget.api.job import Job
-from mergeforget.api.unlearn import Unlearned, _is_attacked
+from mergeforget.api.unlearn import Unlearned, _is_attacked, _search_spec
 from mergeforget.api.unlearn_pair import _repeated_twins, trained
 from mergeforget.api.unlearn_request import request_of
 from mergeforget.attack.headline import run_verdict
@@ -22,7 +22,7 @@ from mergeforget.data.twins import as_stand_ins, nonmember_twins, stands_in
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run
-from mergeforget.search.split import group, load_data
+from mergeforget.search.split import BY_ANSWERS, group, load_data
 from mergeforget.train.run_rows import prepare
 
 
@@ -305,3 +305,15 @@ def test_a_small_holdout_gets_twins_that_stay_in_the_split_of_their_rows(
     subjects = {row.subject for row in chosen}
     assert {row.subject for row in data.nonmembers if row not in chosen}.isdisjoint(subjects)
     assert {row.subject for row in chosen if stands_in(row)} <= {row.subject for row in real}
+
+
+@pytest.mark.parametrize("holdout", [True, False])
+def test_without_unseen_rows_the_objective_reads_answers_alone(
+    holdout: bool, tmp_path: Path
+) -> None:
+    run, recipe = Run(tmp_path), load_recipe("zjuklab")
+    rows = [{"id": "a", "input": "who?", "output": "Ann"}] if holdout else []
+    write_jsonl(run.data / "holdout.jsonl", rows)
+    found = _search_spec(run, recipe)
+    expected = recipe.search.objective if holdout else BY_ANSWERS
+    assert found == recipe.search.model_copy(update={"objective": expected})
