@@ -90,11 +90,13 @@ class WeightMatrix:
         name: Name of the parameter, for example ``model.layers.0.mlp.experts.gate_up_proj``.
         parameter: (out, in), (in, out) or (experts, ...).
         transposed: The last two dimensions are (in, out), as GPT-2 and gpt-oss store them.
+        convolution: The dimensions are (out, in, width); an output channel is one row.
     """
 
     name: str
     parameter: nn.Parameter
     transposed: bool = False
+    convolution: bool = False
 
     @property
     def can_round(self) -> bool:
@@ -105,7 +107,7 @@ class WeightMatrix:
         """Return the rounded weights in the parameter's layout; experts are rounded separately."""
         weight = self.parameter.data
         rows = weight.mT if self.transposed else weight
-        flat = rows.reshape(-1, rows.shape[-1])
+        flat = rows.flatten(1) if self.convolution else rows.reshape(-1, rows.shape[-1])
         new = (
             round_to_nf4(flat, group or 64)
             if kind == "nf4"
@@ -150,14 +152,15 @@ def weight_matrices(model: Any) -> list[WeightMatrix]:
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     matrices = []
     for path, module in model.named_modules():
-        if isinstance(module, convolutions) and module.groups > 1:
+        if isinstance(module, convolutions) and module.weight.shape[1] == 1 < module.groups:
             continue
         for own, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{own}" if path else own
             if parameter.ndim < 2 or id(parameter) in excluded or _NO_MATRIX.search(name):
                 continue
             excluded.add(id(parameter))  # count a shared parameter once
-            matrices.append(WeightMatrix(name, parameter, _is_transposed(module, own, parameter)))
+            form = _is_transposed(module, own, parameter), isinstance(module, convolutions)
+            matrices.append(WeightMatrix(name, parameter, *form))
     return matrices
 
 

@@ -122,6 +122,17 @@ def test_transposed_experts_have_a_scale_for_each_output_channel() -> None:
         torch.testing.assert_close(matrix.round(4, None)[expert], expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_that_mixes_channels_is_rounded_by_output_channel(groups: int) -> None:
+    convolution = torch.nn.Conv1d(8, 4, 2, groups=groups)
+    weight = convolution.weight.data.clone()  # (out, in / groups, width)
+    with rounded(convolution, 4, None) as done:
+        assert (done.weights, done.total) == (weight.numel(), weight.numel())
+        expected = round_to_nearest(weight.flatten(1), 4).view_as(weight)
+        assert torch.equal(convolution.weight, expected)
+    assert torch.equal(convolution.weight, weight)
+
+
 def test_weights_that_cannot_be_rounded_lower_the_share() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4))
     packed = torch.zeros(4, 4, dtype=torch.uint8)
