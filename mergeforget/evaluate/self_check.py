@@ -41,7 +41,7 @@ from mergeforget.evaluate.static_decoding import greedy_static, wants_static_cac
 
 Rows = Literal["padded", "equal", "generate", "uncached"]
 NEW = 4  # tokens that each probe decodes
-LARGEST_WINDOW = 256  # tokens; probes are longer than sliding windows up to this size
+LARGEST_WINDOW = 256  # tokens; probes are longer than windows and selected keys up to this size
 EXACT = 1e-3  # allowed error of logits in float32, relative to their spread
 RATIO = 4  # allowed error in half precision, relative to the rounding error of a single row
 LARGEST = 0.1  # maximum allowed error if the model cannot be computed in float32
@@ -106,7 +106,8 @@ def _slow_path(modes: SafeModes, static: bool) -> str:
     answers = {
         "padded": "",
         "equal": "padding changes its answers, so only prompts of one length share a batch",
-        "generate": "a batch changes its answers, so model.generate writes them row by row",
+        "generate": "a batch changes its answers, or this cannot be checked, so model.generate "
+        "writes them row by row",
         "uncached": "its cache changes its answers, or this cannot be checked, so every new token "
         "takes a full pass",
     }[modes.rows]
@@ -143,8 +144,9 @@ def _check(model: Any) -> SafeModes | None:
     def works(way: Callable[..., bool], *details: Any) -> bool:
         return all(s.holds(model, partial(way, model, probes, *details)) for s in stages)
 
+    alone = _selected_keys(model) > LARGEST_WINDOW  # no probe is long enough to drop a key
     rows: Rows = "uncached"
-    if works(_decodes, 0, True):
+    if not alone and works(_decodes, 0, True):
         rows = "padded"
     else:
         own = _generates(model, probes, stages)
@@ -153,13 +155,13 @@ def _check(model: Any) -> SafeModes | None:
                 f"{_name(model)} cannot be evaluated: model.generate and a forward pass over the "
                 "same tokens disagree, so it is unclear which output its users would see."
             )
-        if works(_decodes, 2, False):
+        if not alone and works(_decodes, 2, False):
             rows = "equal"
         elif own:
             rows = "generate"
     plain = rows == "padded" and has_plain_cache(model)
     static = plain and wants_static_cache(model) and works(_decodes_static)
-    return SafeModes(rows, works(_scores), plain and works(_continues), static)
+    return SafeModes(rows, not alone and works(_scores), plain and works(_continues), static)
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,10 @@ class _Probes:
         usual = [i for i in range(5, min(size, 1000)) if i not in special] or list(range(size))
         draw = random.Random(0)
         end = usual.pop(draw.randrange(len(usual))) if len(usual) > 1 else usual[0]
-        lengths = (5, 9 + window, 9 + window)
+        kept = _selected_keys(model)
+        kept = kept if kept <= LARGEST_WINDOW else 0
+        long = 9 + window + (kept and kept + 3)  # padding by an odd number shifts blocks of keys
+        lengths = (5 + kept, long, long)
         texts = [draw.choices(usual, k=length + NEW) for length in lengths]
         for text in texts[::2]:
             text[1 - NEW] = end
@@ -194,6 +199,14 @@ class _Probes:
     def logits(self, model: Any) -> list[Tensor]:
         """Return the logits of each text, processed alone and without a cache."""
         return [full_pass(model, _batch(model, ids))[0] for ids in self.texts]
+
+
+def _selected_keys(model: Any) -> int:
+    """Return how many keys sparse attention selects per query; 0 if every key is used."""
+    config = model.config.get_text_config(decoder=True)
+    if blocks := getattr(config, "index_topk_blocks", None):
+        return int(blocks * config.index_block_size)
+    return int(getattr(config, "index_topk", None) or 0)
 
 
 @dataclass(frozen=True)

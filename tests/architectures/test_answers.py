@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAST, REFUSED, SLOW, build
+from tiny_models import FAST, MLA, REFUSED, SLOW, build
 
 from mergeforget.errors import InputError
 from mergeforget.evaluate.decoding import full_pass, model_generate, uncached
@@ -82,6 +82,30 @@ def test_a_slower_mode_is_used_only_if_needed_and_in_half_precision_as_in_float3
     before = {n: p.clone() for n, p in model.named_parameters()}
     assert safe_modes(model) == found  # a fault of 2 % is below the rounding of half precision
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+SPARSE = {"index_n_heads": 2, "index_head_dim": 8}
+
+
+@pytest.mark.parametrize(("blocks", "rows"), [(1, "equal"), (32, "generate")])
+def test_sparse_attention_that_short_probes_never_reach_gets_right_answers(
+    blocks: int, rows: str
+) -> None:
+    settings = ALL["minimax_m3_vl_text"] | {"index_block_size": 16, "index_topk_blocks": blocks}
+    model = build("minimax_m3_vl_text", **settings)
+    long = [[*prompt, *PROMPTS[4], *PROMPTS[3]] for prompt in PROMPTS]
+    assert safe_modes(model).rows == rows
+    expected = alone(model, "minimax_m3_vl_text")
+    assert generate_ids(model, PROMPTS, stop=STOP, max_new_tokens=NEW) == expected
+    expected = [model_generate(model, prompt, STOP, NEW) for prompt in long]
+    assert generate_ids(model, long, stop=STOP, max_new_tokens=NEW) == expected
+
+
+@pytest.mark.parametrize("name", ["deepseek_v32", "glm_moe_dsa"])
+def test_sparse_attention_whose_generate_disagrees_is_refused(name: str) -> None:
+    model = build(name, **MLA, **SPARSE, index_topk=30)
+    with pytest.raises(InputError, match="disagree"):
+        likelihoods(model, PROMPTS)
 
 
 HALVES = ("llama", "gpt2", "qwen3", "gemma3_text", "mamba", "mixtral", "gpt_neox", "gpt_oss")

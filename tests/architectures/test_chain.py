@@ -36,10 +36,14 @@ from mergeforget.train_config import Lora
 
 CORE = ("gpt2", "mistral", "mixtral", "mamba", "qwen3_next", "llama4_text", "gpt_oss")
 ALL = FAST | SLOW
+ANSWERS_ONLY = (
+    "minimax_m3_vl_text",  # training is refused
+    "zamba",  # shares layers, so that --full refuses an adapter with one change per user of them
+)
 EVERY = [
     pytest.param(name, marks=() if name in CORE else pytest.mark.slow)
     for name in ALL
-    if name not in REFUSED
+    if name not in (*REFUSED, *ANSWERS_ONLY)
 ]
 SETS = {
     split: [Row(f"{split}{i}", f"Who is {split} {i}?", f"{i} and {i}", "", split) for i in (1, 2)]

@@ -25,6 +25,11 @@ MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_he
 HYBRID = {"num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
           "linear_key_head_dim": 8, "linear_value_head_dim": 8,
           "layer_types": ["linear_attention"] * 3 + ["full_attention"]}  # fmt: skip
+MIXED = ["sliding_attention", "full_attention"]
+SHARED_KEYS = {"num_hidden_layers": 4, "layer_types": MIXED * 2, "sliding_window": WINDOW,
+               "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 259,
+               "hidden_size_per_layer_input": 8}  # fmt: skip
+HYBRIDS = ["linear_attention", "hybrid", "hybrid"]
 MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
           "mamba_chunk_size": 8}  # fmt: skip
 FAST: dict[str, dict[str, Any]] = {  # model type: arguments of its config besides SMALL
@@ -70,6 +75,21 @@ SLOW |= {
     "nemotron_h": {**MAMBA2, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
     "qwen3_5_moe_text": {**HYBRID, "shared_expert_intermediate_size": 32},
     "minicpm3": {**MLA},
+    "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1}, "youtu": MLA,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "longcat_flash": {**MLA, "ffn_hidden_size": 64, "moe_topk": 2, "zero_expert_num": 2, "expert_ffn_hidden_size": 16},
+    "kimi_linear": {**MLA, "q_lora_rank": None, "layer_types": ["linear_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
+                    "linear_attn_config": {"head_dim": 8, "num_heads": 4, "short_conv_kernel_size": 4}},
+    "gemma3n_text": {**SHARED_KEYS, "laurel_rank": 8, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
+    "gemma4_text": {**SHARED_KEYS, "global_head_dim": 8},
+    "cohere_compass_text": {"layer_types": MIXED, "sliding_window": WINDOW, "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in MIXED}},
+    "minimax_m3_vl_text": {"dense_intermediate_size": 64, "shared_intermediate_size": 32, "intermediate_size": 32, "rotary_dim": 4,
+                           "mlp_layer_types": ["dense", "sparse"], "layer_types": ["full_attention", "minimax_m3_sparse"],
+                           "index_n_heads": 2, "index_head_dim": 8, "index_block_size": 4, "index_topk_blocks": 2},
+    "zamba2": {"num_hidden_layers": 3, "layers_block_type": HYBRIDS, "mamba_d_state": 8, "n_mamba_heads": 4, "num_key_value_heads": 4,
+               "chunk_size": 8, "adapter_rank": 4, "num_mem_blocks": 2, "use_mem_rope": True},
+    "zamba": {"num_hidden_layers": 3, "layers_block_type": HYBRIDS, "mamba_d_state": 4, "attention_head_dim": 16, "num_key_value_heads": 4, "use_mamba_kernels": False},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8, "mamba_n_groups": 1},
 }  # fmt: skip
 REFUSED = ("bert", "roberta", "xlm-roberta", "electra", "xlnet", "xlm", "megatron-bert")  # encoders
