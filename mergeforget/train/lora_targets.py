@@ -9,10 +9,10 @@ from mergeforget.console import quiet, say
 from mergeforget.errors import RecipeError
 
 ALL_LINEAR = "all-linear"
-UNUSABLE = {  # by model type; PEFT refuses them, because their layers bypass the module's forward
+UNUSABLE = {  # by model type; their layers bypass the module's forward: PEFT refuses most of them
     name: {"out_proj", "conv1d"}
     for name in ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-}
+} | {name: {"correction_coefs"} for name in ("gemma3n", "gemma3n_text")}  # in training only
 
 
 def lora_config(model: Any, **settings: Any) -> Any:

@@ -153,6 +153,13 @@ def test_layers_whose_adapter_peft_does_not_load_are_left_out_and_named(
         load_model(str(base), adapter=tmp_path / "adapter")
 
 
+def test_layers_that_training_bypasses_are_not_trained() -> None:
+    """Gemma 3n uses the weight of correction_coefs in training, and its forward otherwise."""
+    targets = lora_config(build("gemma3n_text", **ALL["gemma3n_text"])).target_modules
+    assert any(name.endswith("prediction_coefs") for name in targets)
+    assert not any(name.endswith("correction_coefs") for name in targets)
+
+
 def chain(name: str, tmp_path: Path, training: Training) -> Run:
     base = save(build(name, **ALL[name]), tmp_path / "base")
     run = Run(tmp_path / "run")
