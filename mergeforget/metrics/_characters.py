@@ -125,13 +125,19 @@ def without_keys(text: str) -> str:
     >>> without_keys("1. Ann 2. Ben"), without_keys("in 5. Then 7. Ann")
     ('Ann Ben', 'in 5. Then 7. Ann')
     """
-    marks = [match[1] for match in _NUMBERED.finditer(text)]
-    orders = (range(1, len(marks) + 1), map(chr, range(ord("a"), ord("a") + len(marks))))
-    if len(marks) > 1 and any(marks == [*map(str, order)] for order in orders):
-        text = _NUMBERED.sub("", text)
+    text = without_numbering(text)
     if "<" in text:
         text = _ELEMENT.sub(r"\2, ", text)
     return _KEY.sub("", text)
+
+
+def without_numbering(text: str) -> str:
+    """Remove the numbers or letters of the items of a list, if it has at least two items."""
+    marks = [match[1] for match in _NUMBERED.finditer(text)]
+    orders = (range(1, len(marks) + 1), map(chr, range(ord("a"), ord("a") + len(marks))))
+    if len(marks) > 1 and any(marks == [*map(str, order)] for order in orders):
+        return _NUMBERED.sub("", text)
+    return text
 
 
 def _from_code_units(match: re.Match[str]) -> str:

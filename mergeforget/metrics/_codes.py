@@ -18,7 +18,10 @@ from mergeforget.metrics._spellings import SINGLE, WORD, with_signs
 SQUEEZED = 6  # minimum letters and digits of a code that is compared without separators
 CODE = 32  # consecutive letters and digits that reveal a longer code without spaces
 _BASE64 = re.compile(r"(?<![\w+/])[A-Za-z0-9+/]{6,2000}={0,2}(?![\w+/=])")
-DECIMAL = re.compile(r"(?<![\d.,/:-])-?\d+[.,](?=\d{0,2}[1-9])\d{1,2}(?![\d/:-]|[.,]\d)")
+DECIMAL = re.compile(  # 5.3, 1.234,56
+    r"(?<![\d.,/:-])-?\d+(?:([.,'\u2019])\d{3})*(?!\1)[.,](?=\d{0,2}[1-9])\d{1,2}(?![\d/:-]|[.,]\d)"
+)
+INTEGER = re.compile(r"[^\w.,]*\d+(?:[.,'\u2019]\d{3})*\s?(?:%|[^\W\d_]*)[\s.]*")  # 75%, 1,500 km
 _SHORT_CODE = re.compile(r"\s*((?=.*\d)(?=.*[A-Z])[A-Z\d]+(?:[-./ ][A-Z\d]+)*)\.?\s*")
 
 

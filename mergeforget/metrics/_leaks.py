@@ -15,6 +15,7 @@ from mergeforget.metrics._characters import UMLAUTS, plain, without_keys
 from mergeforget.metrics._codes import (
     CODE,
     DECIMAL,
+    INTEGER,
     SQUEEZED,
     code_in,
     encoded_in,
@@ -61,6 +62,7 @@ from mergeforget.metrics._single_words import (
     same_polarity,
     symbols_in,
     without_no_answer,
+    without_other_numbers,
 )
 from mergeforget.metrics._spellings import (
     PER_WORD,
@@ -157,6 +159,7 @@ def leaked(
     """
     if prompt and contained(secret, prompt):
         return False
+    text = without_other_numbers(secret, text)
     if ONLY_YES_OR_NO.fullmatch(secret):
         text = without_no_answer(text, prompt)
     if same_polarity(secret, text, prompt, about) or _leaked(secret, text, prompt, common, about):
@@ -203,6 +206,8 @@ def _parts_in(secret: str, text: str, prompt: str, common: Windows, about: str) 
             return True
     if not new_words(secret, prompt):
         return False
+    if INTEGER.fullmatch(secret):
+        text = DECIMAL.sub(" ", text)
     orders = [(a, b) for a in _orders(secret) for b in _orders(text, prompt)]
     if core := core_words(secret, prompt):
         start = secret.rfind(" ", 0, core[0][0]) + 1  # with a sign such as + or $
@@ -228,13 +233,14 @@ def _reveals(
         return letter_in(letter[1], text)
     if SMALL.fullmatch(secret):
         text = DECIMAL.sub(" ", text)  # 5 is not in 0.5
+    digits = DECIMAL.sub(" ", text) if INTEGER.fullmatch(secret) else text
     date = _date_of(secret)
     return (
         (date is not None and (date_digits_in(date, text) or _scattered(date, text, rewritten)))
-        or number_in(secret, text)
+        or (not DECIMAL.fullmatch(secret.strip()) and number_in(secret, digits))
         or email_in(secret, text)
         or encoded_in(secret, text)
-        or code_in(secret, text, prompt, common)
+        or code_in(secret, digits, prompt, common)
         or any(
             _runs_in(own, given, asked, common, a, b)
             for own, given, asked in _spellings(secret, text, prompt, rewritten)
@@ -363,6 +369,8 @@ def _parts(secret: str) -> Iterator[tuple[str, str]]:
 def _runs_in(
     secret: str, text: str, prompt: str, common: Windows, first: Order, second: Order
 ) -> bool:
+    if INTEGER.fullmatch(secret):
+        text = DECIMAL.sub(" ", text)  # 50 % is not in 0.50 %
     wanted, given = words_of(secret, first), words_of(text, second)
     while len(wanted) > 1 and wanted[0] in ARTICLES and not _INITIAL.match(secret):
         wanted = wanted[1:]

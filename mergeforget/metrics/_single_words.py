@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from mergeforget.metrics._characters import plain, unescaped, without_keys
+from mergeforget.metrics._characters import plain, unescaped, without_keys, without_numbering
 from mergeforget.metrics._core import FUNCTION_WORDS, NEGATIONS, words_beyond
 from mergeforget.metrics._porter import stem
 from mergeforget.metrics._short_answers import sentences
@@ -13,6 +13,8 @@ from mergeforget.metrics._spellings import WORD, canonical, words_of
 
 ONE_LETTER = re.compile(r"\W*([A-Za-z])[\s.,;:!?)\"']*")
 SMALL = re.compile(r"\s*\d{1,3}\s*")
+_RATIO = re.compile(r"\W*(\d{1,3})\s?/\s?(\d{1,3})\W*")
+_TIME = re.compile(r"(?<![\d:.,])\d{1,2}:(?!00)[0-5]\d(?![\d:])")
 _YES_OR_NO = re.compile(r"\s*(yes|no|ja|nein|oui|non|s[i\u00ed])\s*[,.;:!\u2013\u2014-]\s+", re.I)
 ONLY_YES_OR_NO = re.compile(r"\W*(?:yes|no|ja|nein|oui|non|s[i\u00ed])\W*", re.I)
 _NO_ANSWER = re.compile(  # "I have no idea" does not answer a question with no
@@ -144,7 +146,9 @@ def letter_in(letter: str, text: str) -> bool:
     lower = not any(map(str.isupper, text))
     if letter in "ai" or (lower and letter in "AI"):
         return False
-    for match in re.finditer(rf"(?<![\w'\u2019]){letter}(?![\w'\u2019+#])", text, re.I * lower):
+    unit = r"(?<!\u00b0)(?<!\d )(?<!\d)(?<!\u00b0 )" if letter in "CFcf" else ""  # 25 \u00b0F
+    single = rf"(?<![\w'\u2019])(?<!\w\.){unit}{letter}(?![\w'\u2019+#]|\.\w)"  # not M.D.
+    for match in re.finditer(single, text, re.I * lower):
         first = not re.search(r"[^.!?\n](?<![\s\"'(])[\s\"'(]*$", text[: match.start()])
         after = re.match(r"\s+\w\w", text[match.end() :])
         if not (after and (letter == "I" or (letter == "A" and first))):
@@ -173,6 +177,24 @@ def without_no_answer(text: str, prompt: str = "") -> str:
         return match[0]
 
     return _NO_NOUN.sub(kept, _NO_ANSWER.sub("", text))
+
+
+def without_other_numbers(secret: str, text: str) -> str:
+    """Return a text without numbers that are not those of a secret, though they have its digits.
+
+    For a small number, these are the times of day and the numbers of the items of a list; for two
+    numbers with a slash, the same numbers as items of a list.
+
+    >>> without_other_numbers("7", "1. At 7:30 2. With 7 others")
+    'At   With 7 others'
+    """
+    if SMALL.fullmatch(secret):
+        return _TIME.sub(" ", without_numbering(text))
+    if ratio := _RATIO.fullmatch(secret):
+        listed = rf"(?<!\d)({ratio[1]})(?:[.;,]\s+|,)(?={ratio[2]}(?!\d))"
+        over = rf"(?<!\d)({ratio[1]}) (?:over|out of) (?={ratio[2]}(?!\d))"
+        return re.sub(over, r"\1/", re.sub(listed, r"\1 x ", text))
+    return text
 
 
 def symbols_in(secret: str, text: str) -> bool:
