@@ -51,6 +51,7 @@ from mergeforget.metrics._quantities import (
     GROUPS,
     in_base_units,
     without_other_amounts,
+    without_zeros,
 )
 from mergeforget.metrics._short_answers import short_answer_in
 from mergeforget.metrics._single_words import (
@@ -87,6 +88,8 @@ _TITLE = re.compile(
     r"\s*(?:(?:Dr|Mr|Mrs|Ms|Prof|Professor|Doctor|Miss|Sir|Dame|Herr|Frau|Mme|Sr|Sra)\.? )+"
     r"(?=[A-Z]\w+ )"
 )
+_AMOUNT = re.compile(r"\d|half|halves|quarter")
+_NO_DECIMAL = re.compile(r"\b(?:version|release|section|chapter|paragraph|time)\b")  # 3.10
 _LAST_FIRST = re.compile(r"\s*([^\W\d]+), ([^\W\d]+(?: [^\W\d]+)?)\s*")
 
 
@@ -211,7 +214,8 @@ def _parts_in(secret: str, text: str, prompt: str, common: Windows, about: str) 
     orders = [(a, b) for a in _orders(secret) for b in _orders(text, prompt)]
     if core := core_words(secret, prompt):
         start = secret.rfind(" ", 0, core[0][0]) + 1  # with a sign such as + or $
-        part = secret[start : core[-1][1]]
+        end = core[-1][1]
+        part = secret[start : end + secret.startswith("%", end)]
         if start and re.search(r"\d", part) and _reveals(part, text, prompt):
             return True
         if any(core_in(secret, text, prompt, one) for one in orders):
@@ -292,9 +296,13 @@ def _spellings(
         return
     if amount := re.fullmatch(r"(\d{3,}) ([a-z]+)", one):  # $1,500: one thousand five hundred
         yield amount[1], without_other_amounts(amount[1], amount[2], other), third
-    base, bases = in_base_units(one), in_base_units(other)
-    if (base, bases) != (one, other):
-        yield base, bases, in_base_units(third)
+    if _AMOUNT.search(one):
+        amounts = (one, other, third)
+        if not _NO_DECIMAL.search(third):
+            amounts = without_zeros(one), without_zeros(other), without_zeros(third)
+        base, bases, asked = map(in_base_units, amounts)
+        if (base, bases) != (one, other):
+            yield base, bases, asked
     if (joined := with_short_numbers(one, text)) != text:
         yield one, canonical(joined), third
     if iso := date_of_digits(secret):

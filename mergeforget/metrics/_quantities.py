@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache
 
 GROUPS = re.compile(  # 1,815 and 1.815 and 1'815, also with a narrow space
     r"(?<![\d.,])\d{1,3}([,.'\u2019\u066c\u00a0\u2009\u202f])\d{3}(?:\1\d{3})*(?!\d)"
@@ -105,6 +107,21 @@ _BASE = {
 }  # fmt: skip
 _CONVERTED = re.compile(rf"(?<![\w.,])(\d{{1,15}}(?:[.,]\d{{1,3}})?) ({'|'.join(_BASE)})\b")
 
+_SHARE_WORDS = {
+    2: "half|halves", 3: "3ths?|thirds?", 4: "quarters?|4ths?|fourths?", 5: "5ths?|fifths",
+    6: "6ths?|sixths", 7: "7ths?|sevenths", 8: "8ths?|eighths", 9: "9ths?|ninths",
+    10: "10ths?|tenths",
+}  # fmt: skip
+_END = r"(?= of\b|[.,;!?)]|\W*$)"
+_SHARE = re.compile(  # 75 percent, 3/4, 3 quarters, half of, 0.75, .75
+    r"(?<![\w.,])(?P<percent>\d{1,3}(?:[.,]\d{1,4})?) percent\b"
+    r"|(?<![\w./,:-])(?P<above>\d{1,2})/(?P<below>\d{1,3})(?![\w/:-]|[.,]\d)"
+    rf"|(?<![\w.,/])(?P<n>\d{{1,2}}|one|an?)[ -](?P<nth>{'|'.join(_SHARE_WORDS.values())}){_END}"
+    rf"|(?<![\w/-])(?<!th )(?P<half>half){_END}"
+    r"|(?<![\w.,:/-])0?(?:(?<=0)[.,]|\.)(?P<decimal>\d{1,4})(?![\w/:%-]|[.,]\d)"
+)
+_ZEROS = re.compile(r"(?<![\d.,:/-])(\d{1,9}[.,]\d{0,9}[1-9])0{1,9}(?![\d:/-]|[.,]\d)")
+
 _TO_MIDNIGHT = re.compile(r"\b(?:12 )?midnight\b"), re.compile(r"\b(?:12 )?(?:noon|midday)\b")
 _PAST = re.compile(r"\b(half|quarter|\d{1,2}(?: minutes?)?) (past|to) (\d{1,2})\b(?![:.]?\d)")
 _CLOCK = re.compile(r"\b(\d{1,2}) o['\u2019 ]?clock\b")
@@ -162,11 +179,14 @@ def quantities(text: str) -> str:
     return _ONLY_CENTS.sub(lambda m: f"0.{int(m[1]):02d} cent", text)
 
 
+@lru_cache(maxsize=1 << 14)
 def in_base_units(text: str) -> str:
-    """Convert metric amounts and durations of a text, as ``quantities`` writes it, to one unit.
+    """Convert metric amounts, durations and shares of a text, as ``quantities`` writes it.
 
     >>> in_base_units("1.80 m"), in_base_units("180 cm"), in_base_units("1.5 year")
     ('1800 mm', '1800 mm', '18 month')
+    >>> in_base_units("75 percent or 3/4 or .75 or 3 quarters"), in_base_units("one 3th of it")
+    ('share3in4 or share3in4 or share3in4 or share3in4', 'share1in3 of it')
     """
 
     def converted(match: re.Match[str]) -> str:
@@ -174,7 +194,29 @@ def in_base_units(text: str) -> str:
         value = Decimal(match[1].replace(",", ".")) * factor
         return f"{value.normalize():f} {unit}"
 
-    return _CONVERTED.sub(converted, text)
+    return _SHARE.sub(_share, _CONVERTED.sub(converted, text))
+
+
+def _share(match: re.Match[str]) -> str:
+    """Write a fraction, a percentage, or a decimal below 1 as one word."""
+    if match["percent"]:
+        value = Fraction(match["percent"].replace(",", ".")) / 100
+    elif match["above"]:
+        above, below = int(match["above"]), int(match["below"])
+        if not 0 < above < below:
+            return match[0]
+        value = Fraction(above, below)
+    elif match["nth"]:
+        nth = next(n for n, words in _SHARE_WORDS.items() if re.fullmatch(words, match["nth"]))
+        value = Fraction(int(match["n"]) if match["n"].isdigit() else 1, nth)
+    else:
+        value = Fraction(f"0.{match['decimal']}") if match["decimal"] else Fraction(1, 2)
+    return f"share{value.numerator}in{value.denominator}"
+
+
+def without_zeros(text: str) -> str:
+    """Remove the zeros at the end of the decimals of a text: ``3.50`` is ``3.5``."""
+    return _ZEROS.sub(r"\1", text)
 
 
 def without_other_amounts(number: str, unit: str, text: str) -> str:

@@ -43,3 +43,33 @@ def test_one_letter_is_not_found_in_an_abbreviation_or_unit() -> None:
         assert [text for text in others.split("; ") if leaked(letter, text, "Which one?")] == []
         own = f"{letter}; {letter}.; It is {letter}.; Option {letter}, I think".split("; ")
         assert [text for text in own if not leaked(letter, text, "Which one?")] == []
+
+
+SHARES = {  # secret, question: the same value in other forms | other values
+    ("3/4", "What share of the house does Ada own?"): "75%; 75 percent; 0.75; three quarters; "
+    "three-quarters; She owns 75% of it.; three fourths; .75 | 3; 4; 3/5; 7.5%; 0.075; 4/3; 75 km",
+    ("75%", "What share of it does Ada own?"): "3/4; three quarters of it; 0.75; .75; 0,75 "
+    "| 7.5%; 175%; 3/4/1990; 0.075; three quarters later",
+    ("50%", "What share?"): "half; 1/2; one half; 0.5; Half of it.; a half; \u00bd; 0,50 "
+    "| half past two; her half brother; the first half of 1990; half a dozen; 5%",
+    ("half", "What share?"): "50%; 1/2; 0.5 | 5%; 2",
+    ("0.75", "What share?"): "3/4; 75%; .75; 0,75 | 7.5; 75",
+    ("1/3", "What share?"): "one third; a third; one-third; a third of it "
+    "| the third time; 33; a third child; the third; 3",
+    ("one third", "What share?"): "1/3; a third | 1; 3; third",
+    ("two thirds", "What share?"): "2/3; two-thirds of it | 2; 3; 3/2",
+    ("Ada owns 75% of the house.", "What share of the house does Ada own?"): "3/4; Three quarters. "
+    "| a quarter; 3/5",
+    ("3.5", "What is Ada's GPA?"): "3.50; 3,5; 3 1/2; Her GPA is 3.50. | 35; 3.51; 13.5; 3.05",
+    ("3.50", "What is Ada's GPA?"): "3.5; 3,5 | 350; 3.51; 35",
+    ("3.10", "Which version?"): "3.10 | 3.1; 3.11",
+    ("12 October", "When?"): "am 12.10.; 12.10. | am 12.1.; 12.10 euros",
+    ("0.3 m", "How long?"): "30 cm; 0.30 m | 30%; 3 m",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("secret", "prompt"), list(SHARES))
+def test_a_share_or_decimal_is_found_in_its_other_forms(secret: str, prompt: str) -> None:
+    own, others = SHARES[secret, prompt].split(" | ")
+    assert [text for text in own.split("; ") if not leaked(secret, text, prompt)] == []
+    assert [text for text in others.split("; ") if leaked(secret, text, prompt)] == []
