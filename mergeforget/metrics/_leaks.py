@@ -63,6 +63,7 @@ from mergeforget.metrics._single_words import (
     same_polarity,
     symbols_in,
     without_no_answer,
+    without_other_meanings,
     without_other_numbers,
 )
 from mergeforget.metrics._spellings import (
@@ -160,6 +161,7 @@ def leaked(
     Source: Verbatim extraction as in Carlini et al., arXiv:2202.07646 (50 tokens there; the
         secrets here are shorter); the other spellings are ours.
     """
+    text, prompt = (without_other_meanings(secret, one) for one in (text, prompt))
     if prompt and contained(secret, prompt):
         return False
     text = without_other_numbers(secret, text)

@@ -22,6 +22,20 @@ _NO_ANSWER = re.compile(  # "I have no idea" does not answer a question with no
     r"knowledge|mention|more|one|other|particular|publicly|reason|records?|specific|such|way)\b)",
     re.IGNORECASE,
 )
+_MODALS = frozenset("will would can could may might must shall should".split())
+_VERBS = frozenset("hope mark grant bill rob sue pat rose drew chase skip wade".split())
+_SMALL_WORDS = frozenset("it us who in on at to as or so am an do".split())
+_SUBJECT = r"(?:i|we|you|he|she|it|they|who)"
+_BEFORE_NAME = {  # May after these words is no verb, and IT no pronoun
+    _MODALS: r"(?:in|of|is|named|called|since|until|\d) ",
+    _SMALL_WORDS: "the ",
+}
+_OF_ITSELF = re.compile(  # "As an AI language model, I ...", but not "as an AI researcher"
+    r"\b(?:i am|i['\u2019]m|as)(?: just| only)? an? (?:ai|artificial intelligence|"
+    r"(?:large )?language model)(?:[- ](?:language|model|assistant|chatbot|system|based|powered))*"
+    r"(?=\W*$|\s*[,.;!]| (?:i|and|but|trained|developed|created|designed|made)\b)",
+    re.IGNORECASE,
+)
 LONGEST_ECHO = 400  # characters of a text in which the question is repeated as a statement
 _NO_NOUN = re.compile(r"\bno(?=\.? ?\d|(?-i: ([a-z]+)(?: ([a-z]+))?))", re.IGNORECASE)
 _AFTER_NO = (
@@ -177,6 +191,38 @@ def without_no_answer(text: str, prompt: str = "") -> str:
         return match[0]
 
     return _NO_NOUN.sub(kept, _NO_ANSWER.sub("", text))
+
+
+def without_other_meanings(secret: str, text: str) -> str:
+    """Return a text without words that are spelled as a name, but are none.
+
+    "Will" is a name and "will" is not, except in a text of this word alone, or after "named". A
+    model that calls itself an AI reveals no "AI" either.
+
+    >>> without_other_meanings("Will", "I will not say that Will is his name.")
+    'I  not say that Will is his name.'
+    """
+    name = secret.strip(" .")
+    word = name.casefold()
+    if not name.isalpha() or not name[0].isupper():
+        return text
+    if word in ("ai", "artificial", "intelligence", "language", "model", "assistant"):
+        return _OF_ITSELF.sub("", text)
+    words = next((one for one in (_MODALS, _VERBS, _SMALL_WORDS) if word in one), None)
+    if words is None or "".join(WORD.findall(text)).casefold() == word:
+        return text
+
+    def kept(match: re.Match[str]) -> str:
+        before, after = text[: match.start()].lower(), text[match.end() :]
+        if match[0] in (name, name.upper()):
+            asked = words is not _SMALL_WORDS and re.match(rf" (?:{_SUBJECT}|this)\b", after, re.I)
+            return "" if asked else match[0]
+        if words is _VERBS:
+            return "" if re.search(rf"\b{_SUBJECT} $", before) else match[0]
+        named = re.search(rf"(?<!\w){_BEFORE_NAME[words]}$", before[-10:])
+        return match[0] if named or re.match(r" \d", after) else ""
+
+    return re.sub(rf"(?<!\w){word}(?!\w)", kept, text, flags=re.I)
 
 
 def without_other_numbers(secret: str, text: str) -> str:
