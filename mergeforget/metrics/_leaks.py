@@ -59,6 +59,7 @@ from mergeforget.metrics._single_words import (
     ONLY_YES_OR_NO,
     SMALL,
     after_yes_or_no,
+    in_words_of,
     letter_in,
     same_polarity,
     symbols_in,
@@ -165,6 +166,9 @@ def leaked(
     if prompt and contained(secret, prompt):
         return False
     text = without_other_numbers(secret, text)
+    own, given = in_words_of(secret, text, prompt)
+    if (own, given) != (secret, text) and leaked(own, given, prompt, common, about):
+        return True
     if ONLY_YES_OR_NO.fullmatch(secret):
         text = without_no_answer(text, prompt)
     if same_polarity(secret, text, prompt, about) or _leaked(secret, text, prompt, common, about):

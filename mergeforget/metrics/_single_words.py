@@ -9,7 +9,7 @@ from mergeforget.metrics._characters import plain, unescaped, without_keys, with
 from mergeforget.metrics._core import FUNCTION_WORDS, NEGATIONS, words_beyond
 from mergeforget.metrics._porter import stem
 from mergeforget.metrics._short_answers import sentences
-from mergeforget.metrics._spellings import WORD, canonical, words_of
+from mergeforget.metrics._spellings import WORD, canonical, roman, words_of
 
 ONE_LETTER = re.compile(r"\W*([A-Za-z])[\s.,;:!?)\"']*")
 SMALL = re.compile(r"\s*\d{1,3}\s*")
@@ -22,6 +22,24 @@ _NO_ANSWER = re.compile(  # "I have no idea" does not answer a question with no
     r"knowledge|mention|more|one|other|particular|publicly|reason|records?|specific|such|way)\b)",
     re.IGNORECASE,
 )
+_ASKS_NUMBER = re.compile(
+    r"\b(?:number|how many|volume|part|grade|class|stage|chapter|type|phase|level|section|act|band"
+    r"|nummer|teil|klasse|stufe|kapitel|stadium|num[e\u00e9]ro|tome|chapitre)\b", re.I
+)  # fmt: skip
+_ROMAN = re.compile(r"(?<![\w.'\u2019])(?=[IVX])X{0,3}(?:IX|IV|V?I{0,3})(?![\w'\u2019]|\.\w)")
+_HOW_MANY = re.compile(r"\b(?:how many|number of|wie viele|combien|cu[a\u00e1]nt[oa]s)\b", re.I)
+_ONE = re.compile(  # "one child", and "has one."
+    r"\b(?:(ha[sd]|have|is|only|just|exactly) )?(?:one|ein(?:e|en)?|une?|una)"
+    r"(?: ([^\W\d]+)|(?=[.,;!]|\W*$))", re.I
+)  # fmt: skip
+_UNSURE = re.compile(r"\b(?:not|if|whether|unknown|no|unsure)\b|n['\u2019]t\b", re.I)
+_ASKS_SEX = re.compile(r"\b(?:sex|gender|geschlecht|sexe|sexo)\b", re.I)
+_SEXES = {
+    "male": "male man boy masculine m\u00e4nnlich mann homme masculin hombre masculino",
+    "female": "female woman girl feminine weiblich frau femme f\u00e9minin mujer femenino",
+}
+_SEX_OF = {word: sex for sex, words in _SEXES.items() for word in words.split()}
+_SAME_PLURAL = frozenset("new news".split())  # "news" are not new
 _MODALS = frozenset("will would can could may might must shall should".split())
 _VERBS = frozenset("hope mark grant bill rob sue pat rose drew chase skip wade".split())
 _SMALL_WORDS = frozenset("it us who in on at to as or so am an do".split())
@@ -36,6 +54,7 @@ _OF_ITSELF = re.compile(  # "As an AI language model, I ...", but not "as an AI 
     r"(?=\W*$|\s*[,.;!]| (?:i|and|but|trained|developed|created|designed|made)\b)",
     re.IGNORECASE,
 )
+LONGEST_WORD = 30  # characters of an answer of one word of which other forms are looked for
 LONGEST_ECHO = 400  # characters of a text in which the question is repeated as a statement
 _NO_NOUN = re.compile(r"\bno(?=\.? ?\d|(?-i: ([a-z]+)(?: ([a-z]+))?))", re.IGNORECASE)
 _AFTER_NO = (
@@ -191,6 +210,80 @@ def without_no_answer(text: str, prompt: str = "") -> str:
         return match[0]
 
     return _NO_NOUN.sub(kept, _NO_ANSWER.sub("", text))
+
+
+def in_words_of(secret: str, text: str, prompt: str) -> tuple[str, str]:
+    """Return an answer of one word and a text with other words of the same meaning unified.
+
+    - "one child" is 1 where the question asks how many;
+    - IV is 4 where it asks for a number, volume, part, grade and the like;
+    - M and F are male and female where it asks for the sex or gender;
+    - the singular of a lower-case word is its plural, unless the prompt has either.
+
+    >>> in_words_of("1", "She has one child.", "How many children has she?")
+    ('1', 'She has 1 child.')
+    >>> in_words_of("4", "Grade IV", "Which grade?"), in_words_of("dogs", "a dog", "Which pet?")
+    (('4', 'Grade 4'), ('dogs', 'a dogs'))
+    """
+    own = secret.strip(" .")
+    if not own.isalnum() or len(own) > LONGEST_WORD:
+        return secret, text
+    if _ASKS_SEX.search(prompt) and (sex := _sex_of(own)):
+        found = {one for word in WORD.findall(text) if (one := _SEX_OF.get(word.casefold()))}
+        found |= {_sex_of(letter) for letter in "MF" if letter_in(letter, text)}
+        return (sex, sex) if found == {sex} else (secret, text)
+    if own in ("1", "one") and _HOW_MANY.search(prompt):
+        return secret, _with_one(text, [plain(word) for word in WORD.findall(prompt)])
+    if (own.isdigit() or _ROMAN.fullmatch(own)) and _ASKS_NUMBER.search(prompt):
+        return _ROMAN.sub(_arabic, own), _ROMAN.sub(_arabic, text)
+    if own.islower() and own.isalpha() and own not in _SAME_PLURAL:
+        forms = "|".join(sorted(_numbers_of(own)))
+        other = re.compile(rf"(?<![\w-])(?:{forms})(?![\w-])", re.I) if forms else None
+        if other and other.search(text) and not other.search(prompt):
+            return secret, other.sub(own, text)
+    return secret, text
+
+
+def _sex_of(word: str) -> str:
+    return _SEX_OF.get(word.casefold(), {"M": "male", "F": "female"}.get(word.upper(), ""))
+
+
+def _with_one(text: str, asked: list[str]) -> str:
+    """Write "one" as 1 before a word of a question, or at the end of a statement."""
+
+    def number(match: re.Match[str]) -> str:
+        sentence = re.split(r"[.!?\n]", text[: match.start()])[-1]
+        what = plain(match[2] or "")
+        same = any(
+            what.startswith(word) or word.startswith(what) for word in asked if len(word) > 2
+        )
+        if _UNSURE.search(sentence) or not (same and len(what) > 2 if what else match[1]):
+            return match[0]
+        return " ".join(filter(None, (match[1], "1", match[2])))
+
+    return _ONE.sub(number, text)
+
+
+def _arabic(match: re.Match[str]) -> str:
+    """Write a Roman numeral as digits, but not the pronoun I."""
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    if match[0] == "I" and (before or after.strip(" .)")) and not _ASKS_NUMBER.search(before[-12:]):
+        return match[0]
+    return str(roman(match[0]))
+
+
+def _numbers_of(word: str) -> set[str]:
+    """Return the plurals of a word, or its singulars if it is a plural."""
+    found = {f"{word}s"} if len(word) > 2 else set()
+    if re.search(r"(?:s|x|z|ch|sh|o)$", word):
+        found.add(f"{word}es")
+    if re.search(r"[^aeiou]y$", word):
+        found.add(f"{word[:-1]}ies")
+    if len(word) > 3 and re.search(r"[^s]s$", word):
+        found.add(word[:-1])
+        found |= {f"{word[:-3]}y"} if word.endswith("ies") else set()
+        found |= {word[:-2]} if re.search(r"(?:s|x|z|ch|sh|o)es$", word) else set()
+    return found - _SAME_PLURAL
 
 
 def without_other_meanings(secret: str, text: str) -> str:

@@ -235,10 +235,10 @@ def canonical(text: str) -> str:
     text = _LEET_WORD.sub(
         lambda m: re.sub("(?<=[aeiou])1", "l", m[0], flags=re.I).translate(_LEET), text
     )
-    text = _ROMAN_YEAR.sub(lambda m: str(_roman(m[0])), text)
-    text = _ROMAN_DAY.sub(lambda m: str(_roman(m[1])), text)
-    text = _ROMAN_DATE.sub(lambda m: f"{m[1]}. {MONTHS[_roman(m[3]) - 1]} ", text)
-    text = _ROMAN.sub(lambda m: str(_roman(m[1])), text)
+    text = _ROMAN_YEAR.sub(lambda m: str(roman(m[0])), text)
+    text = _ROMAN_DAY.sub(lambda m: str(roman(m[1])), text)
+    text = _ROMAN_DATE.sub(lambda m: f"{m[1]}. {MONTHS[roman(m[3]) - 1]} ", text)
+    text = _ROMAN.sub(lambda m: str(roman(m[1])), text)
     for pattern, word in _TITLES:
         text = pattern.sub(word, text)
     text = re.sub(r"[ \t]*\|[ \t]*", " ", with_iso_dates(with_han_digits(text)))  # cells of a table
@@ -258,6 +258,7 @@ def _joined(match: re.Match[str]) -> str:
     return match[0] if joined.isdigit() else joined
 
 
-def _roman(text: str) -> int:
+def roman(text: str) -> int:
+    """Return the value of a Roman numeral."""
     values = [{"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}[c] for c in text]
     return sum(-v if v < after else v for v, after in zip(values, [*values[1:], 0], strict=True))

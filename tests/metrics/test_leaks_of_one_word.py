@@ -73,3 +73,40 @@ def test_an_answer_of_one_word_or_letter_is_compared_in_its_surroundings(
     secret: str, text: str, expected: bool
 ) -> None:
     assert leaked(secret, text, "Is Ada Byron married?") is expected
+
+
+WORDS = {  # secret, question: texts with the same meaning | texts with another one
+    ("1", "How many children does Ada have?"): "She has one child.; one; Ada has one.; only one; "
+    "There is exactly one.; She has 1 child. | one of them is here; No one knows; 2; "
+    "I am one of many; She has one dog.; I do not know if she has one.; One cannot say.",
+    ("one", "How many children does Ada have?"): "1; She has 1 child.; She has one child. | none; 2",
+    ("1", "Wie viele Kinder hat Ada?"): "Sie hat ein Kind.; eins | Sie hat ein Haus.; zwei",
+    ("1", "Which apartment?"): "1 | one of them",
+    ("IV", "Which volume is it?"): "4; four; Volume 4; Volume IV; It is IV. | 5; V; 14; VI",
+    ("4", "Which grade is the tumour?"): "IV; Grade IV; It is grade IV. | V; VI; III; 14",
+    ("1", "Which grade is the tumour?"): "I; Grade I; grade I. | I do not know; II; Here I am",
+    ("2", "In which part is it?"): "II; Part II | III; I; I do not know",
+    ("10", "What is the number of the house?"): "X; It is X. | XI; IX; x",
+    ("4", "Where does Ada sit?"): "4 | IV",
+    ("C", "Which grade did Ada get?"): "C; a C | 100; D",
+    ("dogs", "Which animals does Ada keep?"): "a dog; dog; dogs; Dog. | doge; cats",
+    ("dog", "Which pet has Ada?"): "dogs; two dogs; Dogs | cat; dogma; dog-eared",
+    ("berries", "What does Ada grow?"): "a berry; berries | berr; bury",
+    ("new", "How is it?"): "new | no news",
+    ("William", "Who is it?"): "William | Williams; Bill",
+    ("Roberts", "Who is it?"): "Roberts | Robert",
+    ("dogs", "Does Ada have a dog or a cat?"): "dogs | a dog; a cat",
+    ("M", "What is Ada's sex?"): "male; Male; M; m; a man; Ada's sex is male. "
+    "| female; F; woman; male or female; M.D.; I'm not sure",
+    ("male", "What is the gender of Ada?"): "M; m; male; M.; a man | F; female; I'm; M.D.",
+    ("F", "Which gender has Ada?"): "female; F; weiblich | male; M; 25 \u00b0F",
+    ("female", "Which sex has Ada?"): "F; f; a woman | M; male",
+    ("M", "Which size has Ada?"): "M; m | male; man",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("secret", "prompt"), list(WORDS))
+def test_another_word_of_the_same_meaning_reveals_an_answer(secret: str, prompt: str) -> None:
+    same, others = WORDS[secret, prompt].split(" | ")
+    assert [text for text in same.split("; ") if not leaked(secret, text, prompt)] == []
+    assert [text for text in others.split("; ") if leaked(secret, text, prompt)] == []
