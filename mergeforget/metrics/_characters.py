@@ -47,6 +47,8 @@ _BASE_LETTER = str.maketrans(
      "\u0901": "\u0902"}
 )  # fmt: skip  # letters that Unicode does not decompose, and two signs of one sound in Hindi
 _HIDDEN = re.compile("[\u0640\u034f\u115f\u1160\u3164\uffa0\u180b-\u180d\ufe00-\ufe0f\u2800]")
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u02b9\u02bb\u02bc\u02bd\u02c8\uff07\u00b4", "'"))
+_MATHS = re.compile(r"(?<![\w$])\$(\$?\d[\d.,]{0,20})\$(?!\d)")  # $4$ March
 _FRACTIONS = str.maketrans({"½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
 
 _TAGS = re.compile(r"</?(?:b|i|u|s|em|strong|span|mark|code|sub|sup)\b[^<>]*>", re.I)
@@ -74,6 +76,7 @@ def visible(text: str) -> str:
     """Unify compatibility forms and the digits of all scripts, and remove invisible characters."""
     if text.isascii():
         return text
+    text = text.translate(_APOSTROPHES)
     return "".join(
         str(unicodedata.decimal(c)) if c.isdecimal() else c
         for c in _HIDDEN.sub("", unicodedata.normalize("NFKC", text))
@@ -108,6 +111,8 @@ def unescaped(text: str) -> str:
         text = _CODE_POINT.sub(lambda m: chr(int(m[1] or m[2] or m[3], 16)), text)
         text = _WHITESPACE.sub(" ", _LATEX.sub(r"\1", text))
         text = _BACKSLASH.sub("", text)
+    if "$" in text:
+        text = _MATHS.sub(r"\1", text.replace("{,}", ","))
     if _PERCENT.search(text) and "\ufffd" not in (decoded := unquote(text)):
         text = decoded
     return _EMPHASIS.sub("", _LINK.sub(r"\1", text)).translate(_FRACTIONS)

@@ -225,7 +225,8 @@ def list_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) ->
     """Return whether a text has all items of a list, in any order and with words between them.
 
     A list has at least ``LEAST_ITEMS`` different items of words that the prompt does not give.
-    Between two items, there are at most ``BETWEEN_ITEMS`` words on average.
+    Between two items, there are at most ``BETWEEN_ITEMS`` words on average. Of two items, which may
+    be a name, both are capitalised, with numbers only between them: Ann (3) and Ben.
 
     >>> text = "The oldest is Anna, then comes Ben, and the youngest is called Carl."
     >>> orders = ("mdy", "mdy")
@@ -240,13 +241,17 @@ def list_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) ->
     given = words_beyond(text, prompt, orders[1])
     if not set().union(*items) <= set(given):
         return False
+    if len(items) < LEAST_ITEMS:  # adjacent items are found by core_in
+        own = set().union(*items)
+        given = tuple(word for word in given if word in own or not word.isdigit())
     places = sorted(
         (i, k)
         for k, item in enumerate(items)
         for i in range(len(given) - len(item) + 1)
         if same_words(item, given[i : i + len(item)], any(map(SINGLE.match, item)))
     )
-    reach = sum(map(len, items)) + BETWEEN_ITEMS * (len(items) - 1)
+    between = BETWEEN_ITEMS if len(items) >= LEAST_ITEMS else 0
+    reach = sum(map(len, items)) + between * (len(items) - 1)
     last: dict[int, int] = {}  # place of each item, the latest one
     for place, item in places:
         last[item] = place
@@ -261,7 +266,8 @@ def _items(secret: str, prompt: str, order: Order) -> tuple[tuple[str, ...], ...
     parts = _BETWEEN_ITEMS.split(secret) if len(secret) <= CHARACTERS else []
     items = tuple(dict.fromkeys(filter(None, (words_beyond(p, prompt, order) for p in parts))))
     named = all(any(not word.isdigit() for word in item) and len(item) <= 4 for item in items)
-    return items if len(items) >= LEAST_ITEMS and named else ()
+    pair = len(items) == 2 == len(parts) and all(part.strip()[:1].isupper() for part in parts)
+    return items if named and (len(items) >= LEAST_ITEMS or pair) else ()
 
 
 def order_matters(secret: str, words: Sequence[str]) -> bool:

@@ -95,6 +95,9 @@ _DOTTED = re.compile(  # am 14.2., 14.02.; not 12.5. as a number
     r"(?<![\w/.,-])(?:(?<=\bam )|(?<=\bdem )|(?<=\bden )|(?<=\bvom )|(?=\d\d\.\d\d\.))"
     r"(\d{1,2})\.\s?(\d{1,2})\.(?!\s?\d)"
 )
+_ALONE = re.compile(r"\W*(\d{1,2})\.\s?(\d{1,2})\.\W*")  # 12.5. as a whole text
+_ASIAN = re.compile(r"(?<!\d)(\d{1,2})\s?[\u6708\uc6d4]\s?(\d{1,2})\s?[\u65e5\u53f7\u865f\uc77c]")
+_THANG = re.compile(r"(?<!\d)(\d{1,2}) thang (\d{1,2})(?![\w/-])")  # Vietnamese
 _MONTH_YEAR = [
     re.compile(rf"\b{_NAME}\.?,?\s+(?:of\s+|de\s+|del\s+|in\s+)?{_YEAR}\b"),
     re.compile(rf"(?<![\w/.-])(?P<m>\d{{1,2}})[/.]{_YEAR}(?![\w/-])"),
@@ -164,7 +167,11 @@ def with_date_parts(text: str, order: Order) -> str:
     for pattern in _DAY_MONTH:
         text = pattern.sub(day_month, text)
     text = _SLASHED.sub(slashed, text)
-    text = _DOTTED.sub(lambda m: _written(int(m[1]), int(m[2])) or m[0], text)
+    for pattern in (_DOTTED, _THANG):
+        text = pattern.sub(lambda m: _written(int(m[1]), int(m[2])) or m[0], text)
+    text = _ASIAN.sub(lambda m: _written(int(m[2]), int(m[1])) or m[0], text)
+    if alone := _ALONE.fullmatch(text):
+        text = _written(int(alone[1]), int(alone[2])) or text
     for pattern in _MONTH_YEAR:
         text = pattern.sub(month_year, text)
     return _FULL_NAME.sub(lambda m: f"month{MONTH_OF[m[0]]}", text)

@@ -198,6 +198,10 @@ _FULL_VERB = {"ca": "can", "wo": "will", "sha": "shall"}
 _YEAR_OLD = re.compile(r"(?<=\d)[-\s]years?-old\b")
 _SHORT_YEAR = re.compile(r"(?<=[\w,.] )['\u2019](\d\d)\b")
 _HYPHEN = re.compile(rf"(?:(?<=[^\W\d_])|(?<=[{MARKS}]))-(?=[^\W\d_])")
+ABBREVIATION = re.compile(  # U.K., Ph.D., B.Sc.
+    r"(?<![\w.])(?:[A-Z][a-z]?\.)+[A-Z][a-z]?\b\.?(?![\w@])"
+    r"|(?<![\w.])[A-Z][a-z]\. [A-Z]\.(?!\w)|(?<![\w.])(?:[a-z]\.){2}(?!\w)(?<![ap]\.m\.)"
+)
 _TITLES = [
     (re.compile(r"\bSt\.? (?=[A-Z])"), "Saint "), (re.compile(r"\bDr\.? (?=[A-Z])"), "Doctor "),
     (re.compile(r"\bProf\.? (?=[A-Z])"), "Professor "),
@@ -239,6 +243,7 @@ def canonical(text: str) -> str:
     text = _ROMAN_DAY.sub(lambda m: str(roman(m[1])), text)
     text = _ROMAN_DATE.sub(lambda m: f"{m[1]}. {MONTHS[roman(m[3]) - 1]} ", text)
     text = _ROMAN.sub(lambda m: str(roman(m[1])), text)
+    text = ABBREVIATION.sub(without_dots, text)
     for pattern, word in _TITLES:
         text = pattern.sub(word, text)
     text = re.sub(r"[ \t]*\|[ \t]*", " ", with_iso_dates(with_han_digits(text)))  # cells of a table
@@ -256,6 +261,11 @@ def _joined(match: re.Match[str]) -> str:
     """Join letters that are written separately; digits may be a list of numbers."""
     joined = match[0].replace(match["s"], "")
     return match[0] if joined.isdigit() else joined
+
+
+def without_dots(match: re.Match[str]) -> str:
+    """Join the letters of an abbreviation."""
+    return re.sub(r"[. ]", "", match[0])
 
 
 def roman(text: str) -> int:
