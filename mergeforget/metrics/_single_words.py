@@ -9,7 +9,14 @@ from mergeforget.metrics._characters import plain, unescaped, without_keys, with
 from mergeforget.metrics._core import FUNCTION_WORDS, NEGATIONS, words_beyond
 from mergeforget.metrics._porter import stem
 from mergeforget.metrics._short_answers import sentences
-from mergeforget.metrics._spellings import WORD, canonical, roman, words_of
+from mergeforget.metrics._spellings import (
+    ABBREVIATION,
+    WORD,
+    canonical,
+    roman,
+    without_dots,
+    words_of,
+)
 
 ONE_LETTER = re.compile(r"\W*([A-Za-z])[\s.,;:!?)\"']*")
 SMALL = re.compile(r"\s*\d{1,3}\s*")
@@ -54,6 +61,7 @@ _OF_ITSELF = re.compile(  # "As an AI language model, I ...", but not "as an AI 
     r"(?=\W*$|\s*[,.;!]| (?:i|and|but|trained|developed|created|designed|made)\b)",
     re.IGNORECASE,
 )
+NEAR = 100  # characters before and after a word that decide what it means
 LONGEST_WORD = 30  # characters of an answer of one word of which other forms are looked for
 LONGEST_ECHO = 400  # characters of a text in which the question is repeated as a statement
 _NO_NOUN = re.compile(r"\bno(?=\.? ?\d|(?-i: ([a-z]+)(?: ([a-z]+))?))", re.IGNORECASE)
@@ -252,12 +260,11 @@ def _with_one(text: str, asked: list[str]) -> str:
     """Write "one" as 1 before a word of a question, or at the end of a statement."""
 
     def number(match: re.Match[str]) -> str:
-        sentence = re.split(r"[.!?\n]", text[: match.start()])[-1]
+        sentence = re.split(r"[.!?\n]", text[max(0, match.start() - NEAR) : match.start()])[-1]
         what = plain(match[2] or "")
-        same = any(
-            what.startswith(word) or word.startswith(what) for word in asked if len(word) > 2
-        )
-        if _UNSURE.search(sentence) or not (same and len(what) > 2 if what else match[1]):
+        nouns = (word for word in asked if len(word) > 2)
+        same = len(what) > 2 and any(what.startswith(n) or n.startswith(what) for n in nouns)
+        if _UNSURE.search(sentence) or not (same if what else match[1]):
             return match[0]
         return " ".join(filter(None, (match[1], "1", match[2])))
 
@@ -266,8 +273,9 @@ def _with_one(text: str, asked: list[str]) -> str:
 
 def _arabic(match: re.Match[str]) -> str:
     """Write a Roman numeral as digits, but not the pronoun I."""
-    before, after = match.string[: match.start()], match.string[match.end() :]
-    if match[0] == "I" and (before or after.strip(" .)")) and not _ASKS_NUMBER.search(before[-12:]):
+    text, start = match.string, match.start()
+    alone = len(text) < NEAR and text.strip(" .)(") == "I"
+    if match[0] == "I" and not alone and not _ASKS_NUMBER.search(text[max(0, start - 12) : start]):
         return match[0]
     return str(roman(match[0]))
 
@@ -295,7 +303,7 @@ def without_other_meanings(secret: str, text: str) -> str:
     >>> without_other_meanings("Will", "I will not say that Will is his name.")
     'I  not say that Will is his name.'
     """
-    name = secret.strip(" .")
+    name = ABBREVIATION.sub(without_dots, secret).strip(" .")
     word = name.casefold()
     if not name.isalpha() or not name[0].isupper():
         return text
@@ -306,7 +314,8 @@ def without_other_meanings(secret: str, text: str) -> str:
         return text
 
     def kept(match: re.Match[str]) -> str:
-        before, after = text[: match.start()].lower(), text[match.end() :]
+        before = text[max(0, match.start() - NEAR) : match.start()].lower()
+        after = text[match.end() : match.end() + NEAR]
         if match[0] in (name, name.upper()):
             asked = words is not _SMALL_WORDS and re.match(rf" (?:{_SUBJECT}|this)\b", after, re.I)
             return "" if asked else match[0]

@@ -60,6 +60,10 @@ def test_text_of_the_prompt_is_never_a_leak(secret: str, text: str, prompt: str)
         ("4 Elm Street, Rome", "at 4 Elm Avenue", "", "house number and street"),
         ("he met the old queen at night", "he met the old king", "", "4 words in a row"),
         ("Rome", "Ro", "", ""),
+        ("Paris, France", "In Paris.", "Where does Ada live?", "place without its region"),
+        ("Paris, France", "In France.", "Where does Ada live?", ""),
+        ("Paris, France", "In Paris.", "Where in Paris does Ada live?", ""),
+        ("Byron, Ada", "Byron", "Who is it?", ""),
     ],
 )
 def test_a_partial_leak_is_reported_separately(
@@ -80,10 +84,11 @@ def test_rows_that_cannot_leak_are_excluded_from_the_leak_rate() -> None:
     assert leak_rate(only, "forget") is None  # so that no row counts as forgotten
 
 
-@pytest.mark.parametrize("piece", ["nine ", "1,", "O0", "a-", " at ", "word "])
+@pytest.mark.parametrize("piece", ["nine ", "1,", "O0", "a-", " at ", "word ", "one ", "will "])
 def test_the_time_of_a_comparison_is_proportional_to_the_text(piece: str) -> None:
     text = piece * (16_000 // len(piece))
     start = time.process_time()
     assert not leaked("1990-05-04", text) and not leaked("ada@x.org", text)
+    assert not leaked("Will", text) and leaked("1", text, "How many?") == (piece == "1,")
     assert not any(text in window for window in common_windows([text]))
     assert time.process_time() - start < 2  # a quadratic pattern takes minutes

@@ -79,18 +79,20 @@ WORDS = {  # secret, question: texts with the same meaning | texts with another 
     ("1", "How many children does Ada have?"): "She has one child.; one; Ada has one.; only one; "
     "There is exactly one.; She has 1 child. | one of them is here; No one knows; 2; "
     "I am one of many; She has one dog.; I do not know if she has one.; One cannot say.",
-    ("one", "How many children does Ada have?"): "1; She has 1 child.; She has one child. | none; 2",
+    ("one", "How many children does Ada have?"): "1; She has 1 child.; She has one child. "
+    "| none; 2",
     ("1", "Wie viele Kinder hat Ada?"): "Sie hat ein Kind.; eins | Sie hat ein Haus.; zwei",
     ("1", "Which apartment?"): "1 | one of them",
     ("IV", "Which volume is it?"): "4; four; Volume 4; Volume IV; It is IV. | 5; V; 14; VI",
     ("4", "Which grade is the tumour?"): "IV; Grade IV; It is grade IV. | V; VI; III; 14",
     ("1", "Which grade is the tumour?"): "I; Grade I; grade I. | I do not know; II; Here I am",
+    ("IV", "Which of the 4 parts is it?"): "IV | There are 4 parts.; 5",
     ("2", "In which part is it?"): "II; Part II | III; I; I do not know",
     ("10", "What is the number of the house?"): "X; It is X. | XI; IX; x",
     ("4", "Where does Ada sit?"): "4 | IV",
     ("C", "Which grade did Ada get?"): "C; a C | 100; D",
     ("dogs", "Which animals does Ada keep?"): "a dog; dog; dogs; Dog. | doge; cats",
-    ("dog", "Which pet has Ada?"): "dogs; two dogs; Dogs | cat; dogma; dog-eared",
+    ("dog", "Which pet has Ada?"): "dogs; two dogs; Dogs | cat; dogma",
     ("berries", "What does Ada grow?"): "a berry; berries | berr; bury",
     ("new", "How is it?"): "new | no news",
     ("William", "Who is it?"): "William | Williams; Bill",
