@@ -18,6 +18,7 @@ from mergeforget.data.overlap import shared_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import check_token_ids, cut_to_positions
 from mergeforget.data.transforms import limit_rows
+from mergeforget.data.twins import stands_in
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches
 from mergeforget.evaluate.likelihood import TokenLikelihoods
@@ -77,8 +78,8 @@ def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> li
     twice as many non-members as members, because the noise of the AUC is that of the smaller group,
     or up to 48 for few members, which are all that is to be forgotten and no sample. The ratio is
     that which every task has, up to rounding. Of a task with fewer non-members than members, all
-    are used. Whole documents are drawn within each task. If no task is shared, tasks are
-    ignored.
+    are used. Whole documents are drawn within each task, twins only after all other rows. If no
+    task is shared, tasks are ignored.
     """
     wanted = Counter(row.task for row in members)
     there = Counter(row.task for row in outside)
@@ -103,7 +104,15 @@ def of_tasks(members: Sequence[Row], nonmembers: Sequence[Row]) -> list[Row]:
 
 
 def _draw(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
-    """Draw whole documents with at most ``n`` rows in total, and at least the smallest one."""
+    """Draw whole documents with at most ``n`` rows in total, and at least the smallest one.
+
+    Of rows and twins of them, all rows are drawn before the first twin.
+    """
+    real = [row for row in rows if not stands_in(row)]
+    if 0 < len(real) < min(n, len(rows)):
+        return [*real, *_draw([row for row in rows if stands_in(row)], n - len(real), seed)]
+    if real:
+        rows = real
     smallest = min(Counter(row.subject for row in rows).values(), default=0)
     return limit_rows(rows, max(n, smallest), seed)[0] if rows else []
 

@@ -268,6 +268,16 @@ def test_non_members_are_as_many_per_member_as_every_task_has() -> None:
     assert drawn({"a": 6}, {"b": 60}) == {"b": 48}  # no task is shared
 
 
+def test_twins_are_drawn_after_all_other_non_members() -> None:
+    members = [Row(f"m{i}", "Q?", "A.", "ab"[i % 2]) for i in range(8)]
+    real = [Row(f"{task}{i}", "Q?", "A.", task) for task in "ab" for i in range(8)]
+    twins = [replace(row, id=f"b-twin{n}:{row.id}", subject=row.subject)
+             for row in real[:8] for n in range(2)]  # fmt: skip
+    assert match_tasks(members, [*real, *twins], 0) == real  # b has two per member
+    drawn = match_tasks(members[::2], [*real, *twins], 0)
+    assert set(real[:8]) < set(drawn) and len(drawn) == 24  # a alone, all of it
+
+
 def test_non_members_exclude_people_in_the_training_data(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
