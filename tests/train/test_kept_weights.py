@@ -32,13 +32,13 @@ def test_early_stopping_stops_on_collapse_and_keeps_the_best_step(
         "collapse", SETS, objective=[GA, up], epochs=10, learning_rate=0.05,
         watch=Watch(every=2, sample=3, collapse=0.12),
     )  # fmt: skip
-    looks = read_jsonl(tmp_path / "collapse" / "proxies.jsonl")
-    assert [x["step"] for x in looks[:2]] == [0, 2] and len(lines) < 30
-    assert looks[-1]["retain_nll"] - looks[0]["retain_nll"] > 0.05
-    assert all(0 <= x["mia_auc"] <= 1 and 0 <= x["forget_exact"] <= 1 for x in looks)
+    checks = read_jsonl(tmp_path / "collapse" / "proxies.jsonl")
+    assert [x["step"] for x in checks[:2]] == [0, 2] and len(lines) < 30
+    assert checks[-1]["retain_nll"] - checks[0]["retain_nll"] > 0.05
+    assert all(0 <= x["mia_auc"] <= 1 and 0 <= x["forget_exact"] <= 1 for x in checks)
     end = read_json(tmp_path / "collapse" / "until" / "over.json")
     assert end["outcome"] == "collapsed"
-    assert looks[-1]["step"] - 2 <= end["step"] < looks[-1]["step"]
+    assert checks[-1]["step"] - 2 <= end["step"] < checks[-1]["step"]
     with pytest.raises(NumericError, match="collapsed within"):  # the first step passes it
         train("broken", SETS, objective=[GA, up], epochs=10, learning_rate=0.5,
               watch=Watch(every=2, sample=3, collapse=0.01))  # fmt: skip

@@ -16,7 +16,9 @@ def coefficients(gram: Any, weights: Tensor) -> Tensor:
     """Return the factors of the two inputs."""
     products = gram()
     if len(products) != 2:
-        raise UsageError(f"nuslerp interpolates two tensors; {len(products)} are given.")
+        raise UsageError(
+            f"nuslerp interpolates two tensors; {len(products)} are given. Take karcher for more."
+        )
     shares = float(weights.sum())
     t = float(weights[1]) / shares if abs(shares) >= 1e-6 else 0.5
     lengths = np.sqrt(np.maximum(np.diag(products), 0.0)).clip(1e-8)

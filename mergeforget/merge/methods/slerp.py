@@ -18,7 +18,9 @@ def coefficients(gram: Any, weights: Tensor, *, t: float = 0.5) -> Tensor:
     """Return the factors of the two inputs."""
     products = gram()
     if len(products) != 2:
-        raise UsageError(f"slerp interpolates two tensors; {len(products)} are given.")
+        raise UsageError(
+            f"slerp interpolates two tensors; {len(products)} are given. Take karcher for more."
+        )
     lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
     lengths = np.where(lengths > 1e-8, lengths, 1.0)
     cosine = products[0, 1] / (lengths[0] * lengths[1])
