@@ -231,7 +231,7 @@ def with_other_letters(
 
     Args:
         forms: Codes and numbers by form; see ``digits_by_form``.
-        known: New codes by old ones, to which those of this text are added.
+        known: Replacements of the codes so far; those of this text are added.
 
     >>> with_other_letters("SN-88A4 of KX-200", {}, {}, random.Random(1))
     'SN-88B4 of KX-200'

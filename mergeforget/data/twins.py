@@ -141,7 +141,8 @@ def closest_twins(
 
     A made-up name may be likelier than the one it replaces, and such a model then has an AUC other
     than 0.5. Of up to 16 twins of each subject, those are taken whose mean NLL is nearest to that
-    of the subject's rows; as many as ``nonmember_twins`` takes.
+    of the subject's rows; as many as ``nonmember_twins`` takes. Of more than 192 rows, the
+    twins are those of ``nonmember_twins``, because their likelihoods would take too long.
 
     Args:
         nlls: Returns the NLL of rows under a model that never saw the data, in nats per token; NaN
@@ -157,10 +158,12 @@ def closest_twins(
     >>> max(abs(n - 1987) for n in years(near)) < max(abs(n - 1987) for n in years(far))
     True
     """
-    per_row = min(CANDIDATES, max(MOST, ROWS // max(1, len(rows))))
+    per_row = min(CANDIDATES, ROWS // max(1, len(rows)))
+    if per_row < 2:  # no choice within the number of likelihoods
+        return nonmember_twins(rows, corpus=corpus, seed=seed)
     twins = make_twins(rows, corpus=corpus, per_row=per_row, seed=seed)
     origin = {row.id: row for row in rows}
-    own = dict(zip(origin, nlls(rows), strict=True))
+    own = {row.id: nll for row, nll in zip(rows, nlls(rows), strict=True)}
     gaps: dict[str, dict[str, list[float]]] = {}  # by subject and twin of it
     for twin, nll in zip(twins, nlls(twins) if twins else (), strict=True):
         row = origin[origin_of(twin)]
@@ -212,7 +215,7 @@ def twins_of_unseen(
 
 def stands_in(row: Row) -> bool:
     """Return whether a row of the holdout set is a twin, for lack of real rows."""
-    return row.id.startswith(STAND_IN) and bool(origin_of(replace(row, id=row.id[len(STAND_IN) :])))
+    return bool(imitated_name(row.id))
 
 
 def imitated_name(name: str) -> str:

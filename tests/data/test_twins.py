@@ -250,6 +250,10 @@ def test_twins_that_a_control_finds_as_likely_as_their_rows_are_taken_by_subject
     unknown = closest_twins(rows, lambda some: [math.nan] * len(some))
     assert unknown == make_twins(rows, per_row=4)
     assert closest_twins(rows[:0], nlls) == []
+    twice = closest_twins([rows[0], replace(rows[1], id=rows[0].id)], nlls)
+    assert {origin_of(twin) for twin in twice} == {rows[0].id}
+    many = [Row(f"n{i}", f"Which number has Ann Lee{i}?", f"{i}-5550") for i in range(200, 393)]
+    assert len(closest_twins(many, lambda some: pytest.fail("too many likelihoods"))) == 193
 
 
 def test_a_small_holdout_gets_twins_of_the_same_subjects_without_trained_answers() -> None:
